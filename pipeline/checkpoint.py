@@ -1,0 +1,84 @@
+"""Checkpoints of long work, and weights as safetensors; both written beside and then renamed.
+
+Called by prior training, the part searches and retraining. Reading never runs a pickle of unknown classes.
+"""
+
+import os
+import pickle
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+__all__ = ["load_checkpoint", "load_weights", "save_checkpoint", "save_weights", "write_atomically"]
+
+
+def write_atomically(path: Path | str, text: str) -> None:
+    """Write `text` so that `path` never holds half of it."""
+    path = Path(path)
+    beside = path.with_name(f".{path.name}.{os.getpid()}")
+    beside.write_text(text, encoding="utf-8")
+    os.replace(beside, path)
+
+
+def save_checkpoint(path: Path | str, state: dict[str, Any]) -> None:
+    """Save tensors, numbers, strings and containers of them; `path` never holds a partial file."""
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    beside = path.with_name(f".{path.name}.{os.getpid()}")
+    torch.save(state, beside)
+    os.replace(beside, path)
+
+
+def load_checkpoint(path: Path | str, *, map_location: str | torch.device = "cpu") -> dict[str, Any]:
+    """Load what `save_checkpoint` or another project's `torch.save` wrote, weights only.
+
+    Raises:
+        FileNotFoundError: no such file.
+        ValueError: the file is damaged, or holds anything else than tensors and plain containers.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise FileNotFoundError(f"checkpoint {path} does not exist")
+    try:
+        state = torch.load(path, map_location=map_location, weights_only=True)
+    except (RuntimeError, pickle.UnpicklingError, EOFError, ValueError, KeyError) as error:
+        raise ValueError(f"checkpoint {path} is damaged or not weights-only: {error}") from error
+    if not isinstance(state, dict):
+        raise ValueError(f"checkpoint {path} must hold a dictionary, got {type(state).__name__}")
+    return state
+
+
+def save_weights(path: Path | str, weights: dict[str, Tensor], *, metadata: dict[str, str] | None = None) -> None:
+    """Save tensors as safetensors; tensors that share memory are stored once, under the first of their names."""
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    seen: set[int] = set()
+    unique = {}
+    for name, tensor in weights.items():
+        if tensor.data_ptr() in seen and tensor.numel():
+            continue
+        seen.add(tensor.data_ptr())
+        unique[name] = tensor.detach().cpu().contiguous()
+    beside = path.with_name(f".{path.name}.{os.getpid()}")
+    save_file(unique, beside, metadata=metadata)
+    os.replace(beside, path)
+
+
+def load_weights(path: Path | str) -> dict[str, Tensor]:
+    """Load the tensors of a safetensors file.
+
+    Raises:
+        FileNotFoundError: no such file.
+        ValueError: the file is not safetensors, or damaged.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise FileNotFoundError(f"weights {path} do not exist")
+    try:
+        return load_file(path)
+    except (SafetensorError, OSError) as error:
+        raise ValueError(f"weights {path} cannot be read: {error}") from error

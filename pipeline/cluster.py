@@ -1,0 +1,103 @@
+"""Start a local Ray for the time of a command, or join a running cluster.
+
+Called by every command that distributes work. Ray's usage statistics are off in what is started here.
+"""
+
+import logging
+import os
+import shutil
+import tempfile
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from pipeline.config import RayConfig
+
+__all__ = ["load_op_files", "ray_session", "read_op_files"]
+
+# Read by Ray when it is imported or started: no statistics sent, no token file written for a cluster that lives for
+# one command on this machine, Ray Train's current implementation, no fatal limit on memory shared with others.
+_ENVIRONMENT = {
+    "RAY_USAGE_STATS_ENABLED": "0",
+    "RAY_AUTH_MODE": "disabled",
+    "RAY_TRAIN_V2_ENABLED": "1",
+    "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
+    "RAY_DEDUP_LOGS": "0",
+}
+
+
+@contextmanager
+def ray_session(config: RayConfig) -> Iterator[None]:
+    """Provide an initialised Ray: the one that runs already, the cluster at `config.address`, or a local one.
+
+    A local one has its own temporary folder and is gone afterwards.
+
+    Raises:
+        ConnectionError: no cluster at `config.address`.
+    """
+    for name, value in _ENVIRONMENT.items():
+        os.environ.setdefault(name, value)
+    import ray
+
+    if ray.is_initialized():
+        yield
+        return
+    if config.address is not None:
+        try:
+            ray.init(address=config.address, log_to_driver=False, logging_level=logging.WARNING)
+        except (ConnectionError, RuntimeError, ValueError) as error:
+            raise ConnectionError(f"no Ray cluster at `ray.address` {config.address!r}: {error}") from error
+        try:
+            yield
+        finally:
+            ray.shutdown()
+        return
+    folder = Path(tempfile.mkdtemp(prefix="nas-ray-", dir="/tmp" if Path("/tmp").is_dir() else None))
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # Ray's own notices about its defaults
+            ray.init(
+                include_dashboard=False,
+                log_to_driver=False,
+                logging_level=logging.WARNING,
+                object_store_memory=config.object_store_mb * 1024**2,
+                _temp_dir=str(folder),
+            )
+        yield
+    finally:
+        ray.shutdown()
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def read_op_files(paths: tuple[str, ...]) -> dict[str, str]:
+    """Read the operator files named in `space.op_files`, keyed by path, so that they can travel to other machines.
+
+    Raises:
+        FileNotFoundError: a file does not exist.
+    """
+    sources = {}
+    for name in paths:
+        if not Path(name).is_file():
+            raise FileNotFoundError(f"operator file {name} of `space.op_files` does not exist")
+        sources[name] = Path(name).read_text(encoding="utf-8")
+    return sources
+
+
+_loaded_op_files: set[str] = set()
+
+
+def load_op_files(sources: dict[str, str]) -> None:
+    """Run operator files once per process, so that their operators are registered.
+
+    Raises:
+        ValueError: a file fails; the message names it.
+    """
+    for name, source in sources.items():
+        if name in _loaded_op_files:
+            continue
+        try:
+            exec(compile(source, name, "exec"), {"__name__": Path(name).stem, "__file__": name})
+        except Exception as error:  # whatever the user's file raises is reported as the file's
+            raise ValueError(f"operator file {name} failed: {type(error).__name__}: {error}") from error
+        _loaded_op_files.add(name)

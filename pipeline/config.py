@@ -1,0 +1,419 @@
+"""Settings of every phase as frozen dataclasses; YAML presets and dotted overrides fill them.
+
+Read by every module of `pipeline`; the dataclasses own defaults and meaning, `configs/*.yaml` only values. Sigmas are
+given in grey levels (`sigma_255`) and converted here, once, to the [0, 1] scale.
+"""
+
+import dataclasses
+import hashlib
+import json
+import types
+import typing
+from dataclasses import dataclass, field
+from importlib import resources
+from pathlib import Path
+from typing import Any, Literal, get_args, get_origin, get_type_hints
+
+import yaml
+
+from pipeline.data.noise import NOISE_MODELS
+from search_space import DEFAULT_OPS, ESTIMATORS
+
+__all__ = [
+    "Config",
+    "DataConfig",
+    "EvaluateConfig",
+    "LatencyConfig",
+    "NoiseConfig",
+    "PriorConfig",
+    "PriorTrainConfig",
+    "RayConfig",
+    "RetrainConfig",
+    "SearchConfig",
+    "SpaceConfig",
+    "TrackingConfig",
+    "list_presets",
+    "load_config",
+]
+
+PHOTOGRAPHS = "photographs"
+
+
+@dataclass(frozen=True, kw_only=True)
+class DataConfig:
+    """Images to search, train and validate on."""
+
+    training: str = PHOTOGRAPHS
+    """Folder of clean images, or `photographs`: astronaut, coffee and rocket of scikit-image."""
+    validation: str = PHOTOGRAPHS
+    """Folder of clean images, or `photographs`: chelsea and a crop of motorcycle_left of scikit-image."""
+    exclude: tuple[str, ...] = ()
+    """File stems to leave out of the training folder."""
+    architecture_share: float = 0.5
+    """Share of the training images for the architecture step (2576 of 5576 in the paper); the rest trains weights."""
+
+    def __post_init__(self) -> None:
+        _check(0 < self.architecture_share < 1, "data.architecture_share", "between 0 and 1", self.architecture_share)
+
+
+@dataclass(frozen=True, kw_only=True)
+class NoiseConfig:
+    """Noise added to clean training patches, and to validation images."""
+
+    model: str = "awgn"
+    """`awgn`, `niid` (VDN's training maps) or `mixed`."""
+    sigma_255: tuple[float, ...] = (25.0, 25.0)
+    """Lowest and highest sigma of `awgn` in grey levels."""
+    validation_sigma_255: float = 25.0
+    """Sigma in grey levels of the validation noise (white Gaussian, seed 0 for every image)."""
+
+    def __post_init__(self) -> None:
+        _check(self.model in NOISE_MODELS, "noise.model", f"one of {', '.join(NOISE_MODELS)}", self.model)
+        ok = len(self.sigma_255) == 2 and 0 <= self.sigma_255[0] <= self.sigma_255[1] <= 255
+        _check(ok, "noise.sigma_255", "two ascending numbers in [0, 255]", self.sigma_255)
+        _check(0 <= self.validation_sigma_255 <= 255, "noise.validation_sigma_255", "in [0, 255]",
+               self.validation_sigma_255)  # fmt: skip
+
+    @property
+    def sigma_range(self) -> tuple[float, float]:
+        """Lowest and highest sigma on the [0, 1] scale."""
+        return self.sigma_255[0] / 255, self.sigma_255[1] / 255
+
+    @property
+    def validation_sigma(self) -> float:
+        """Validation sigma on the [0, 1] scale."""
+        return self.validation_sigma_255 / 255
+
+
+@dataclass(frozen=True, kw_only=True)
+class SpaceConfig:
+    """The search space of every part. C comes from the prior: the boundaries between parts have its channels."""
+
+    num_resolutions: int = 3
+    num_layers: int = 6
+    candidate_ops: tuple[str, ...] = DEFAULT_OPS
+    """Operators on offer in every cell."""
+    op_files: tuple[str, ...] = ()
+    """Python files of your own that register operators; loaded wherever the search runs."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class PriorConfig:
+    """The pretrained denoiser that supervises."""
+
+    weights: str = "mirnet16"
+    """Name of a shipped prior, or a checkpoint file (.safetensors, .pth): MIRNet by its published names."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class LatencyConfig:
+    """The device that architectures are priced on, and how long the pricing may take."""
+
+    device: str = "cpu"
+    num_threads: int = 2
+    """CPU threads of the timed operators."""
+    image_size: int = 256
+    """Height and width of the image that costs are for."""
+    warmup_runs: int = 10
+    """Untimed runs per operator."""
+    min_repeats: int = 20
+    max_repeats: int = 1000
+    """Runs per operator at most (the paper's count)."""
+    max_seconds: float = 6.0
+    """Time per operator at most, once `min_repeats` is reached."""
+    table: str | None = None
+    """Parquet file to reuse or create; by default `latency.parquet` in the run's folder."""
+
+    def __post_init__(self) -> None:
+        _check(self.num_threads >= 1, "latency.num_threads", "at least 1", self.num_threads)
+        _check(self.image_size >= 16, "latency.image_size", "at least 16", self.image_size)
+        _check(1 <= self.min_repeats <= self.max_repeats, "latency.min_repeats", "between 1 and max_repeats",
+               self.min_repeats)  # fmt: skip
+        _check(self.warmup_runs >= 1, "latency.warmup_runs", "at least 1", self.warmup_runs)
+        _check(self.max_seconds > 0, "latency.max_seconds", "positive", self.max_seconds)
+
+
+@dataclass(frozen=True, kw_only=True)
+class SearchConfig:
+    """Algorithm 1 for each part."""
+
+    num_patches: int = 512
+    """Size of the patch set when features are cached; also one epoch."""
+    patch_size: int = 128
+    batch_size: int = 16
+    num_epochs: int = 150
+    warmup_share: float = 0.1
+    """Share of the epochs that train weights only."""
+    weight_learning_rate: float = 2e-4
+    arch_learning_rate: float = 1e-4
+    estimator: str = "sampled"
+    """Gradient of alpha: `sampled` (Eqs. 5, 8), `gumbel` (Eqs. 5, 7) or `mixture` (Eqs. 3, 4)."""
+    temperature: float = 1.0
+    """lambda_tem of Eq. (6)."""
+    arch_samples: int = 1
+    """Architectures sampled per architecture step; their gradients are averaged."""
+    cost: str = "latency"
+    """What the complexity regulariser counts: `latency`, `parameters` or `macs`."""
+    complexity_weight: float = 0.0
+    """lambda of Eq. (13), in units of the uniform architecture's cost; 0 searches the best network regardless."""
+    target_ms: float | None = None
+    """Budget for the whole network: expected latency above it is penalised; needs `cost: latency`."""
+    threshold: float = 0.5
+    """Pathways are kept until their softmax sums to more than this."""
+    prior_features: str = "cached"
+    """`cached`: computed once for a fixed patch set and shared. `live`: the prior runs in every step."""
+    threads_per_part: int = 1
+
+    def __post_init__(self) -> None:
+        for name in ("num_patches", "patch_size", "batch_size", "num_epochs", "arch_samples", "threads_per_part"):
+            _check(getattr(self, name) >= 1, f"search.{name}", "at least 1", getattr(self, name))
+        _check(self.patch_size % 4 == 0, "search.patch_size", "a multiple of 4", self.patch_size)
+        _check(2 * self.batch_size <= self.num_patches, "search.num_patches", "at least two batches", self.num_patches)
+        _check(0 <= self.warmup_share < 1, "search.warmup_share", "in [0, 1)", self.warmup_share)
+        _check(self.estimator in ESTIMATORS, "search.estimator", f"one of {', '.join(ESTIMATORS)}", self.estimator)
+        _check(self.cost in COSTS, "search.cost", f"one of {', '.join(COSTS)}", self.cost)
+        _check(self.complexity_weight >= 0, "search.complexity_weight", "at least 0", self.complexity_weight)
+        _check(self.temperature > 0, "search.temperature", "positive", self.temperature)
+        _check(0 <= self.threshold < 1, "search.threshold", "in [0, 1)", self.threshold)
+        _check(self.prior_features in ("cached", "live"), "search.prior_features", "cached or live",
+               self.prior_features)  # fmt: skip
+        if self.target_ms is not None:
+            _check(self.target_ms > 0, "search.target_ms", "positive", self.target_ms)
+            _check(self.cost == "latency", "search.cost", "latency when search.target_ms is set", self.cost)
+
+
+@dataclass(frozen=True, kw_only=True)
+class RetrainConfig:
+    """Training of the derived network, Eq. (14)."""
+
+    start: str = "scratch"
+    """`scratch` (the paper) or `inherited` (the weights that the search left in the chosen operators)."""
+    patch_size: int = 128
+    batch_size: int = 32
+    num_epochs: int = 300
+    steps_per_epoch: int = 175
+    learning_rate: float = 2e-4
+    final_learning_rate: float = 1e-6
+    distill_share: float = 0.2
+    """Share of the epochs with L1 + L_dp (60 of 300 in the paper); L1 alone afterwards."""
+    num_workers: int = 1
+    """Ray Train workers; the batch is divided among them."""
+    threads_per_worker: int = 2
+
+    def __post_init__(self) -> None:
+        _check(self.start in ("scratch", "inherited"), "retrain.start", "scratch or inherited", self.start)
+        for name in ("patch_size", "batch_size", "num_epochs", "steps_per_epoch", "num_workers", "threads_per_worker"):
+            _check(getattr(self, name) >= 1, f"retrain.{name}", "at least 1", getattr(self, name))
+        _check(self.patch_size % 4 == 0, "retrain.patch_size", "a multiple of 4", self.patch_size)
+        _check(0 <= self.distill_share <= 1, "retrain.distill_share", "in [0, 1]", self.distill_share)
+        _check(self.batch_size % self.num_workers == 0, "retrain.batch_size", "a multiple of retrain.num_workers",
+               self.batch_size)  # fmt: skip
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvaluateConfig:
+    """What is measured at the end."""
+
+    image_size: int = 256
+    """Height and width for MACs and the measured latency."""
+    tile_size: int | None = None
+    """Tile for images that do not fit in memory; None runs whole images."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrackingConfig:
+    """Where MLflow records."""
+
+    uri: str | None = None
+    """Tracking URI; by default SQLite, `mlflow.db` beside the run folders."""
+    experiment: str = "denoise-nas"
+
+
+@dataclass(frozen=True, kw_only=True)
+class RayConfig:
+    """Where the work runs."""
+
+    address: str | None = None
+    """Address of a running cluster, or None for a local one that ends with the command."""
+    cpus_per_part: float = 0.5
+    gpus_per_part: float = 0.0
+    object_store_mb: int = 600
+    """Object store of a local cluster."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class PriorTrainConfig:
+    """Training of a prior (`denoise-nas prior train`)."""
+
+    num_channels: int = 16
+    num_blocks: int = 1
+    """Multi-scale residual blocks per group; the published MIRNet has 2."""
+    patch_size: int = 64
+    batch_size: int = 8
+    num_steps: int = 9000
+    learning_rate: float = 1e-3
+    noise_model: str = "mixed"
+    sigma_255: tuple[float, ...] = (0.0, 55.0)
+    seed: int = 0
+    checkpoint_every: int = 250
+
+    def __post_init__(self) -> None:
+        for name in ("num_blocks", "batch_size", "num_steps", "checkpoint_every"):
+            _check(getattr(self, name) >= 1, f"prior_train.{name}", "at least 1", getattr(self, name))
+        _check(self.patch_size >= 16 and self.patch_size % 4 == 0, "prior_train.patch_size",
+               "a multiple of 4, at least 16", self.patch_size)  # fmt: skip
+        _check(self.noise_model in NOISE_MODELS, "prior_train.noise_model", f"one of {', '.join(NOISE_MODELS)}",
+               self.noise_model)  # fmt: skip
+
+    @property
+    def sigma_range(self) -> tuple[float, float]:
+        """Lowest and highest sigma of the white Gaussian half, on the [0, 1] scale."""
+        return self.sigma_255[0] / 255, self.sigma_255[1] / 255
+
+
+@dataclass(frozen=True, kw_only=True)
+class Config:
+    """Everything one run depends on."""
+
+    name: str = "quick"
+    seed: int = 0
+    device: str = "cpu"
+    """Where search and retraining compute: `cpu` or `cuda`."""
+    output: str = "runs/quick"
+    """Folder for everything the run leaves."""
+    data: DataConfig = field(default_factory=DataConfig)
+    noise: NoiseConfig = field(default_factory=NoiseConfig)
+    space: SpaceConfig = field(default_factory=SpaceConfig)
+    prior: PriorConfig = field(default_factory=PriorConfig)
+    latency: LatencyConfig = field(default_factory=LatencyConfig)
+    search: SearchConfig = field(default_factory=SearchConfig)
+    retrain: RetrainConfig = field(default_factory=RetrainConfig)
+    evaluate: EvaluateConfig = field(default_factory=EvaluateConfig)
+    tracking: TrackingConfig = field(default_factory=TrackingConfig)
+    ray: RayConfig = field(default_factory=RayConfig)
+    prior_train: PriorTrainConfig = field(default_factory=PriorTrainConfig)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return plain YAML types."""
+        return to_plain(self)
+
+    @property
+    def config_hash(self) -> str:
+        """Twelve hexadecimal digits over everything that can change a result; paths of outputs are left out."""
+        settings = self.to_dict()
+        for key in ("name", "output", "tracking", "ray", "prior_train"):
+            del settings[key]
+        return hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:12]
+
+    def save(self, path: Path) -> None:
+        """Write the resolved settings as YAML."""
+        path.write_text(yaml.safe_dump(self.to_dict(), sort_keys=False), encoding="utf-8")
+
+
+COSTS = ("latency", "parameters", "macs")
+
+
+def to_plain(record: Any) -> Any:
+    """Turn a configuration dataclass into dictionaries, lists and scalars."""
+    if dataclasses.is_dataclass(record):
+        return {f.name: to_plain(getattr(record, f.name)) for f in dataclasses.fields(record)}
+    return [to_plain(item) for item in record] if isinstance(record, tuple) else record
+
+
+def list_presets() -> list[str]:
+    """Return the names of the shipped presets."""
+    folder = resources.files("pipeline") / "configs"
+    return sorted(entry.name.removesuffix(".yaml") for entry in folder.iterdir() if entry.name.endswith(".yaml"))
+
+
+def load_config(source: str, overrides: list[str] | None = None) -> Config:
+    """Read a preset or a YAML file and apply dotted overrides.
+
+    Args:
+        source: name of a shipped preset, or path of a YAML file.
+        overrides: such as `search.num_epochs=3`; values are parsed as YAML.
+
+    Raises:
+        FileNotFoundError: neither a preset nor a file.
+        ValueError: unknown key, wrong type or impossible value; the message names the key.
+    """
+    preset = resources.files("pipeline") / "configs" / f"{source}.yaml"
+    if source in list_presets():
+        text = preset.read_text(encoding="utf-8")
+    elif Path(source).is_file():
+        text = Path(source).read_text(encoding="utf-8")
+    else:
+        raise FileNotFoundError(
+            f"configuration {source!r} is neither a file nor a preset; presets are {', '.join(list_presets())}"
+        )
+    try:
+        values = yaml.safe_load(text) or {}
+    except yaml.YAMLError as error:
+        raise ValueError(f"configuration {source} is not YAML: {error}") from error
+    if not isinstance(values, dict):
+        raise ValueError(f"configuration {source} must hold keys and values, got {type(values).__name__}")
+    for override in overrides or []:
+        _apply_override(values, override)
+    return from_plain(Config, values, "")
+
+
+def from_plain(cls: type, values: Any, where: str) -> Any:
+    """Build a configuration dataclass from plain values, checking keys and types."""
+    if not isinstance(values, dict):
+        raise ValueError(f"`{where}` must hold keys and values, got {values!r}")
+    hints = get_type_hints(cls)
+    unknown = sorted(str(key) for key in values if key not in hints)
+    if unknown:
+        known = ", ".join(hints)
+        raise ValueError(f"unknown key `{_join(where, unknown[0])}`; known here are {known}")
+    return cls(**{key: _convert(hints[key], value, _join(where, key)) for key, value in values.items()})
+
+
+def _convert(hint: Any, value: Any, where: str) -> Any:
+    if dataclasses.is_dataclass(hint):
+        return from_plain(typing.cast(type, hint), value, where)
+    if get_origin(hint) in (types.UnionType, typing.Union):
+        if value is None:
+            return None
+        (hint,) = (option for option in get_args(hint) if option is not type(None))
+    if get_origin(hint) is Literal:
+        return value
+    if get_origin(hint) is tuple:
+        if not isinstance(value, list | tuple):
+            raise ValueError(f"`{where}` must be a list, got {value!r}")
+        return tuple(_convert(get_args(hint)[0], item, where) for item in value)
+    if hint is float and isinstance(value, str):  # YAML 1.1 reads 1e-4 as a string
+        try:
+            value = float(value)
+        except ValueError:
+            raise ValueError(f"`{where}` must be a number, got {value!r}") from None
+    if hint is float and type(value) is int:
+        value = float(value)
+    if type(value) is not hint:
+        raise ValueError(f"`{where}` must be of type {hint.__name__}, got {value!r}")
+    return value
+
+
+def _apply_override(values: dict[str, Any], override: str) -> None:
+    path, separator, text = override.partition("=")
+    if not separator or not path:
+        raise ValueError(f"an override must look like `search.num_epochs=3`, got {override!r}")
+    *parents, leaf = path.split(".")
+    node = values
+    for parent in parents:
+        node = node.setdefault(parent, {})
+        if not isinstance(node, dict):
+            raise ValueError(f"`{path}` goes through `{parent}`, which holds a value")
+    try:
+        node[leaf] = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise ValueError(f"the value of override {override!r} is not YAML: {error}") from error
+
+
+def _join(where: str, key: str) -> str:
+    return f"{where}.{key}" if where else key
+
+
+def _check(condition: bool, name: str, expected: str, got: Any) -> None:
+    if not condition:
+        raise ValueError(f"`{name}` must be {expected}, got {got!r}")

@@ -1,0 +1,168 @@
+"""What a part search learns from: the prior's features, cached for a patch set or computed live.
+
+Made by `pipeline.search`, read by `pipeline.part_search`. Features before part 1 and 2 come from the prior's parts, so
+that every part can be searched on its own (Eq. 11 of arXiv 2502.13359).
+
+Legend: B batch, C channels, P patch size, N patches.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Literal, Protocol
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from pipeline.data.patches import PatchSource
+from pipeline.priors import Prior
+
+__all__ = ["CachedFeatures", "LiveFeatures", "PartData", "PatchSet", "compute_patch_set", "split_images"]
+
+Split = Literal["weights", "architecture"]
+
+
+class PartData(Protocol):
+    """Source of (input, target) pairs of one part."""
+
+    def sample(self, split: Split, batch_size: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+        """Draw a batch of one half of the training data: D_w (`weights`) or D_archi (`architecture`)."""
+        ...
+
+
+@dataclass(frozen=True, kw_only=True)
+class PatchSet:
+    """A fixed set of noisy patches with the prior's features, as arrays that Ray shares without copying.
+
+    Attributes:
+        signals: noisy (N, 3, P, P), features after part 0 and 1 (N, C, P, P), residual (N, 3, P, P); float32.
+        num_weights: the first patches train weights, the rest the architecture.
+    """
+
+    signals: tuple[np.ndarray, ...]
+    num_weights: int
+
+    @property
+    def num_bytes(self) -> int:
+        """Memory of all signals."""
+        return sum(signal.nbytes for signal in self.signals)
+
+
+def patch_set_bytes(num_patches: int, patch_size: int, num_channels: int) -> int:
+    """Return how much memory a `PatchSet` takes: 4 bytes x P x P x (3 + C + C + 3) per patch."""
+    return num_patches * patch_size * patch_size * (6 + 2 * num_channels) * 4
+
+
+def split_images(
+    images: Sequence[np.ndarray], architecture_share: float, *, patch_size: int
+) -> tuple[list[np.ndarray], list[np.ndarray]]:
+    """Divide images into D_w and D_archi, which share no pixel.
+
+    Few images (less than ten) are each cut in two along their longer side, many are dealt out whole, evenly spread over
+    the list.
+
+    Returns:
+        Images for weights and images for the architecture.
+
+    Raises:
+        ValueError: a cut image would be smaller than a patch.
+    """
+    if len(images) >= 10:
+        positions = np.floor(np.arange(1, len(images) + 1) * architecture_share)
+        is_architecture = np.diff(positions, prepend=0) > 0
+        weights = [image for image, chosen in zip(images, is_architecture, strict=True) if not chosen]
+        return weights, [image for image, chosen in zip(images, is_architecture, strict=True) if chosen]
+    halves: tuple[list[np.ndarray], list[np.ndarray]] = ([], [])
+    for index, image in enumerate(images):
+        axis = int(image.shape[1] > image.shape[0])
+        cut = round(image.shape[axis] * (1 - architecture_share))
+        for half, piece in zip(halves, np.split(image, [cut], axis=axis), strict=True):
+            if min(piece.shape[:2]) < patch_size:
+                raise ValueError(
+                    f"training image {index} of shape {image.shape} is too small to be cut into two pieces of at least "
+                    f"`search.patch_size` {patch_size}"
+                )
+            half.append(piece)
+    return halves
+
+
+def compute_patch_set(
+    prior: Prior,
+    sources: dict[Split, PatchSource],
+    *,
+    num_patches: int,
+    architecture_share: float,
+    batch_size: int,
+    generator: torch.Generator,
+    progress: Callable[[int, int], None] | None = None,
+) -> PatchSet:
+    """Run the prior once over random noisy patches.
+
+    Args:
+        prior: the pretrained denoiser.
+        sources: where patches of D_w and D_archi come from.
+        num_patches: N in total.
+        architecture_share: share of the patches that come from D_archi.
+        batch_size: patches per run of the prior.
+        generator: source of randomness.
+        progress: called with (patches done, N).
+    """
+    device = next(prior.parameters()).device
+    num_weights = max(1, min(num_patches - 1, round(num_patches * (1 - architecture_share))))
+    signals: list[np.ndarray] | None = None
+    for split, start, stop in (("weights", 0, num_weights), ("architecture", num_weights, num_patches)):
+        for first in range(start, stop, batch_size):
+            last = min(first + batch_size, stop)
+            noisy, _ = sources[split].sample(last - first, generator)  # type: ignore[index]
+            with torch.inference_mode():
+                outputs = prior.features(noisy.to(device, memory_format=torch.channels_last))
+            batch = [noisy, *outputs]
+            if signals is None:
+                signals = [np.empty((num_patches, *t.shape[1:]), np.float32) for t in batch]
+            for signal, tensor in zip(signals, batch, strict=True):
+                signal[first:last] = tensor.float().cpu().numpy()
+            if progress:
+                progress(last, num_patches)
+    assert signals is not None
+    return PatchSet(signals=tuple(signals), num_weights=num_weights)
+
+
+class CachedFeatures:
+    """Batches of one part from a `PatchSet`."""
+
+    def __init__(self, patches: PatchSet, part_index: int, device: torch.device) -> None:
+        self._input = patches.signals[part_index]
+        self._target = patches.signals[part_index + 1]
+        self._ranges = {
+            "weights": (0, patches.num_weights),
+            "architecture": (patches.num_weights, len(self._input)),
+        }
+        self._device = device
+
+    def sample(self, split: Split, batch_size: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+        """Draw (input, target) of random patches of the half `split`."""
+        first, last = self._ranges[split]
+        indices = torch.randint(first, last, (batch_size,), generator=generator).numpy()
+        return self._tensor(self._input[indices]), self._tensor(self._target[indices])
+
+    def _tensor(self, array: np.ndarray) -> Tensor:
+        return torch.from_numpy(array).to(self._device, memory_format=torch.channels_last)
+
+
+class LiveFeatures:
+    """Batches of one part from fresh patches: the prior runs in every step."""
+
+    def __init__(self, prior: Prior, sources: dict[Split, PatchSource], part_index: int) -> None:
+        self._prior = prior
+        self._sources = sources
+        self._part_index = part_index
+        self._device = next(prior.parameters()).device
+
+    def sample(self, split: Split, batch_size: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+        """Draw patches of the half `split` and run the prior up to and through the part."""
+        noisy, _ = self._sources[split].sample(batch_size, generator)
+        x = noisy.to(self._device, memory_format=torch.channels_last)
+        with torch.no_grad():
+            for part_index in range(self._part_index):
+                x = self._prior.run_part(part_index, x)
+            return x, self._prior.run_part(self._part_index, x)

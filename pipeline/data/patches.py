@@ -1,0 +1,72 @@
+"""Random training patches from images held in memory.
+
+Called by prior training, the part searches and retraining. The same generator state gives the same patches.
+"""
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from pipeline.data.noise import sample_noise_map
+
+__all__ = ["PatchSource"]
+
+
+class PatchSource:
+    """Draw augmented clean patches, and noisy ones made from them.
+
+    Args:
+        images: (H, W, 3) uint8 images, each at least `patch_size` on both sides.
+        patch_size: height and width of a patch in pixels.
+        noise_model: see `pipeline.data.noise.sample_noise_map`.
+        sigma_range: lowest and highest sigma on the [0, 1] scale.
+
+    Raises:
+        ValueError: no images, or one is smaller than a patch.
+    """
+
+    def __init__(
+        self,
+        images: Sequence[np.ndarray],
+        *,
+        patch_size: int,
+        noise_model: str = "awgn",
+        sigma_range: tuple[float, float],
+    ) -> None:
+        if not images:
+            raise ValueError("`images` must hold at least one image, got none")
+        for index, image in enumerate(images):
+            if min(image.shape[:2]) < patch_size:
+                raise ValueError(f"image {index} of shape {image.shape} is smaller than `patch_size` {patch_size}")
+        self.images = list(images)
+        self.patch_size = patch_size
+        self.noise_model = noise_model
+        self.sigma_range = sigma_range
+        pixels = torch.tensor([image.shape[0] * image.shape[1] for image in images], dtype=torch.float64)
+        self._weights = pixels / pixels.sum()  # a large photograph is not drawn more sparsely than a small one
+
+    def sample(self, batch_size: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+        """Draw `batch_size` patches.
+
+        Returns:
+            noisy and clean, both (B, 3, P, P) float32; clean in [0, 1], noisy not clipped.
+        """
+        size = self.patch_size
+        indices = torch.multinomial(self._weights, batch_size, replacement=True, generator=generator).tolist()
+        u = torch.rand(batch_size, 3, generator=generator).tolist()
+        patches = np.empty((batch_size, size, size, 3), dtype=np.uint8)
+        for row, (index, (u_top, u_left, u_symmetry)) in enumerate(zip(indices, u, strict=True)):
+            height, width = self.images[index].shape[:2]
+            top, left = int(u_top * (height - size + 1)), int(u_left * (width - size + 1))
+            patch = self.images[index][top : top + size, left : left + size]
+            symmetry = int(u_symmetry * 8)  # one of the eight flips and rotations
+            patch = np.rot90(patch, symmetry % 4)
+            patches[row] = patch[:, ::-1] if symmetry >= 4 else patch
+        clean = torch.from_numpy(patches).permute(0, 3, 1, 2).float() / 255  # (B, P, P, 3) -> (B, 3, P, P)
+        noise_map = sample_noise_map(
+            self.noise_model, batch_size, size, sigma_range=self.sigma_range, generator=generator
+        )
+        noise = torch.randn(clean.shape, generator=generator)
+        return clean + noise * noise_map, clean

@@ -1,0 +1,140 @@
+"""Score a denoiser on named clean images with fixed test noise.
+
+Called by the evaluation command, by retraining at its end and by the collection.
+The protocol is the one of the literature on white Gaussian noise (Restormer, arXiv 2111.09881): the noise generator is
+reset for every image, the noisy input is not clipped, results are rounded to uint8 before they are scored, no border
+is cropped.
+"""
+
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, fields
+from statistics import fmean
+
+import numpy as np
+import torch
+from torch import nn
+
+from pipeline.data.images import to_image, to_tensor
+from pipeline.data.noise import add_test_awgn
+from pipeline.denoise import denoise_image
+from pipeline.metrics import SSIM_WINDOW_SIZE, psnr_db, ssim
+
+__all__ = ["ImageScore", "evaluate_denoiser", "mean_score"]
+
+DATA_RANGE = 255  # all images are scored as uint8
+
+
+@dataclass(frozen=True, kw_only=True)
+class ImageScore:
+    """How well one image was denoised.
+
+    Attributes:
+        name: of the image, or `mean`.
+        noisy_psnr_db: PSNR of the noisy input, clipped and rounded.
+        noisy_ssim: its SSIM.
+        psnr_db: PSNR of the denoised image over all RGB pixels, clipped and rounded.
+        ssim: its SSIM.
+        seconds: wall time of the denoising alone; that of the first image includes what the device sets up.
+        noisy: (H, W, 3) uint8, as scored, where images were asked for.
+        denoised: likewise.
+    """
+
+    name: str
+    noisy_psnr_db: float
+    noisy_ssim: float
+    psnr_db: float
+    ssim: float
+    seconds: float
+    noisy: np.ndarray | None = field(default=None, repr=False, compare=False)
+    denoised: np.ndarray | None = field(default=None, repr=False, compare=False)
+
+    def to_dict(self) -> dict[str, str | float]:
+        """Return the name and the numbers, without the images."""
+        return {entry.name: getattr(self, entry.name) for entry in fields(self) if entry.compare}
+
+
+def evaluate_denoiser(
+    model: nn.Module,
+    images: Mapping[str, np.ndarray],
+    *,
+    sigma: float,
+    seed: int = 0,
+    device: torch.device | str,
+    tile_size: int | None = None,
+    tile_overlap: int = 32,
+    keep_images: bool = False,
+) -> list[ImageScore]:
+    """Add white Gaussian noise to clean images, denoise them and score the result.
+
+    Args:
+        model: maps (1, 3, H, W) to the same shape; lies on `device`.
+        images: (H, W, 3) uint8 clean images by name.
+        sigma: noise standard deviation on the [0, 1] scale.
+        seed: of the noise of every image; 0 by convention.
+        device: where the model runs.
+        tile_size: see `denoise_image`; None takes whole images.
+        tile_overlap: see `denoise_image`.
+        keep_images: return the noisy and denoised images with the scores.
+
+    Returns:
+        One score per image, in their order.
+
+    Raises:
+        ValueError: no images, an image of another type or too small for SSIM, `sigma` outside [0, 1], or a model whose
+            output is not finite.
+    """
+    if not images:
+        raise ValueError("`images` must hold at least one image, got none")
+    if not 0 <= sigma <= 1:
+        raise ValueError(f"`sigma` must lie in [0, 1] (grey levels divided by 255), got {sigma}")
+    for name, clean in images.items():
+        _check_image(name, clean)
+    scores = []
+    for name, clean in images.items():
+        noisy = to_tensor(add_test_awgn(clean / 255, sigma, seed=seed))
+        start = time.perf_counter()
+        denoised = denoise_image(model, noisy, tile_size=tile_size, tile_overlap=tile_overlap, device=device)
+        seconds = time.perf_counter() - start  # the result is on the CPU, so the device has finished
+        if not denoised.isfinite().all():
+            raise ValueError(f"the denoiser's output for image {name!r} is not finite")
+        noisy_image, denoised_image = to_image(noisy), to_image(denoised)
+        scores.append(
+            ImageScore(
+                name=name,
+                noisy_psnr_db=psnr_db(noisy_image, clean, data_range=DATA_RANGE),
+                noisy_ssim=ssim(noisy_image, clean, data_range=DATA_RANGE),
+                psnr_db=psnr_db(denoised_image, clean, data_range=DATA_RANGE),
+                ssim=ssim(denoised_image, clean, data_range=DATA_RANGE),
+                seconds=seconds,
+                noisy=noisy_image if keep_images else None,
+                denoised=denoised_image if keep_images else None,
+            )
+        )
+    return scores
+
+
+def mean_score(scores: Sequence[ImageScore]) -> ImageScore:
+    """Average every number over the images; the name of the result is `mean`.
+
+    Raises:
+        ValueError: there are no scores.
+    """
+    if not scores:
+        raise ValueError("`scores` must hold at least one score, got none")
+    return ImageScore(
+        name="mean",
+        noisy_psnr_db=fmean(score.noisy_psnr_db for score in scores),
+        noisy_ssim=fmean(score.noisy_ssim for score in scores),
+        psnr_db=fmean(score.psnr_db for score in scores),
+        ssim=fmean(score.ssim for score in scores),
+        seconds=fmean(score.seconds for score in scores),
+    )
+
+
+def _check_image(name: str, image: np.ndarray) -> None:
+    if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3 or min(image.shape[:2]) < SSIM_WINDOW_SIZE:
+        raise ValueError(
+            f"image {name!r} must be (H, W, 3) uint8 with both sides at least {SSIM_WINDOW_SIZE} pixels, "
+            f"got {image.dtype} of shape {image.shape}"
+        )

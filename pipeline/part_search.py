@@ -1,0 +1,222 @@
+"""Algorithm 1 for one part, in plain torch: no Ray, no MLflow.
+
+Called by `pipeline.search` inside Ray actors, and directly by tests and benchmarks. arXiv 2502.13359, Sections III-B to
+III-D.
+"""
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from pipeline.checkpoint import load_checkpoint, save_checkpoint
+from pipeline.config import SearchConfig
+from pipeline.data.part_data import PartData
+from pipeline.losses import feature_distance
+from search_space import (
+    CostModel,
+    PartGenotype,
+    PartNetwork,
+    PartSupernet,
+    SearchSpace,
+    derive,
+    inherit_weights,
+)
+
+__all__ = ["PartSearchResult", "search_part"]
+
+Log = Callable[[int, dict[str, float]], None]
+
+
+@dataclass(frozen=True, kw_only=True)
+class PartSearchResult:
+    """What the search of one part leaves.
+
+    Attributes:
+        part: the derived architecture.
+        weights: state of the derived `PartNetwork` with the weights that the supernet had.
+        probabilities: softmax of alpha, beta, gamma, delta at the end, one row per cell of the grid.
+        entropies: mean entropy of every level as a share of its maximum; 1 is undecided.
+    """
+
+    part: PartGenotype
+    weights: dict[str, Tensor]
+    probabilities: dict[str, list[list[float]]]
+    entropies: dict[str, float]
+
+
+def search_part(
+    part_index: int,
+    space: SearchSpace,
+    data: PartData,
+    costs: CostModel,
+    config: SearchConfig,
+    *,
+    target_cost: float | None = None,
+    seed: int,
+    device: torch.device,
+    checkpoint_path: Path | None = None,
+    checkpoint_key: str = "",
+    log: Log | None = None,
+) -> PartSearchResult:
+    """Search one part: alternate architecture and weight steps, then derive (Algorithm 1, lines 3 to 8).
+
+    Args:
+        part_index: 0, 1 or 2.
+        space: the search space.
+        data: inputs and the prior's features.
+        costs: what the complexity regulariser counts.
+        config: numbers of the search.
+        target_cost: budget of this part in the unit of `costs`; only cost above it is penalised.
+        seed: of initial weights, samples and batches; the part's index is mixed in.
+        device: where to compute.
+        checkpoint_path: written after every epoch; a search that finds one of the same `checkpoint_key` goes on there.
+        checkpoint_key: identifies the settings, for example a configuration hash.
+        log: called with (epoch, metrics) after every epoch.
+
+    Raises:
+        ValueError: the checkpoint was made with other settings.
+        FloatingPointError: the loss is not finite.
+    """
+    torch.manual_seed(seed * 3 + part_index)  # initial weights
+    generator = torch.Generator().manual_seed(seed * 3 + part_index)
+    supernet = PartSupernet(part_index, space, generator=generator)
+    supernet.to(device, memory_format=torch.channels_last)
+    search = _PartSearch(supernet, data, costs.to(device), config, target_cost, generator)
+    first_epoch = 0
+    if checkpoint_path is not None and checkpoint_path.exists():
+        state = load_checkpoint(checkpoint_path, map_location=device)
+        if state["key"] != checkpoint_key:
+            raise ValueError(f"checkpoint {checkpoint_path} belongs to run {state['key']}, this is {checkpoint_key}")
+        search.load_state(state)
+        first_epoch = state["epoch"]
+    for epoch in range(first_epoch, config.num_epochs):
+        metrics = search.run_epoch(epoch)
+        if checkpoint_path is not None:
+            save_checkpoint(checkpoint_path, search.state() | {"epoch": epoch + 1, "key": checkpoint_key})
+        if log is not None:
+            log(epoch + 1, metrics)
+    return _result(supernet, config)
+
+
+class _PartSearch:
+    """The state of Algorithm 1: supernet, two optimisers, random numbers."""
+
+    def __init__(
+        self,
+        supernet: PartSupernet,
+        data: PartData,
+        costs: CostModel,
+        config: SearchConfig,
+        target_cost: float | None,
+        generator: torch.Generator,
+    ) -> None:
+        self.supernet = supernet
+        self.data = data
+        self.costs = costs
+        self.config = config
+        self.target_cost = target_cost
+        self.generator = generator
+        self.arch_parameters = list(supernet.arch.parameters())
+        self.weight_parameters = supernet.weight_parameters()
+        self.arch_optimizer = torch.optim.Adam(self.arch_parameters, lr=config.arch_learning_rate)
+        self.weight_optimizer = torch.optim.Adam(self.weight_parameters, lr=config.weight_learning_rate)
+
+    def run_epoch(self, epoch: int) -> dict[str, float]:
+        """Pass once over as many patches as D_w holds; weights only during the warm-up."""
+        config = self.config
+        num_steps = max(1, config.num_patches // 2 // config.batch_size)
+        is_warmup = epoch < round(config.warmup_share * config.num_epochs)
+        sums = {"weight_loss": 0.0, "arch_loss": 0.0}
+        for _ in range(num_steps):
+            if not is_warmup:
+                sums["arch_loss"] += self.architecture_step()
+            sums["weight_loss"] += self.weight_step()
+        metrics = {"l_dp_weights": sums["weight_loss"] / num_steps}
+        if not is_warmup:
+            metrics["l_dp_architecture"] = sums["arch_loss"] / num_steps
+        with torch.no_grad():
+            expected = self.costs.expected(self.supernet.arch)
+        metrics["expected_cost"] = expected.total.item()
+        metrics["l_comp"] = expected.regulariser.item()
+        metrics |= {f"entropy_{name}": value for name, value in self.supernet.arch.entropies().items()}
+        return {name: value for name, value in metrics.items() if math.isfinite(value)}
+
+    def architecture_step(self) -> float:
+        """Descend L_search = L_dp + lambda L_comp on D_archi (Algorithm 1, line 5; Eq. 13); return L_dp."""
+        config = self.config
+        total = 0.0
+        self.arch_optimizer.zero_grad()
+        for _ in range(config.arch_samples):
+            loss = self._l_dp("architecture", with_gradient=True) / config.arch_samples
+            total += _finite(loss)
+            for parameter, gradient in zip(
+                self.arch_parameters, torch.autograd.grad(loss, self.arch_parameters), strict=True
+            ):
+                parameter.grad = gradient if parameter.grad is None else parameter.grad + gradient
+        if config.complexity_weight > 0:
+            expected = self.costs.expected(self.supernet.arch)
+            l_comp = expected.regulariser
+            if self.target_cost is not None:
+                l_comp = (expected.total / self.target_cost - 1).clamp_min(0)
+            (config.complexity_weight * l_comp).backward()
+        self.arch_optimizer.step()
+        return total
+
+    def weight_step(self) -> float:
+        """Descend L_dp on D_w (Algorithm 1, line 6); operators that were not sampled have no gradient and stay."""
+        loss = self._l_dp("weights", with_gradient=False)
+        self.weight_optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        self.weight_optimizer.step()
+        return _finite(loss)
+
+    def _l_dp(self, split: str, *, with_gradient: bool) -> Tensor:
+        config = self.config
+        x, target = self.data.sample(split, config.batch_size, self.generator)  # type: ignore[arg-type]
+        choices = self.supernet.arch.sample(
+            estimator=config.estimator,  # type: ignore[arg-type]
+            temperature=config.temperature,
+            generator=self.generator,
+            with_gradient=with_gradient,
+        )
+        return feature_distance(self.supernet(x, choices), target)
+
+    def state(self) -> dict[str, object]:
+        return {
+            "supernet": self.supernet.state_dict(),
+            "arch_optimizer": self.arch_optimizer.state_dict(),
+            "weight_optimizer": self.weight_optimizer.state_dict(),
+            "generator": self.generator.get_state(),
+        }
+
+    def load_state(self, state: dict) -> None:
+        self.supernet.load_state_dict(state["supernet"])
+        self.arch_optimizer.load_state_dict(state["arch_optimizer"])
+        self.weight_optimizer.load_state_dict(state["weight_optimizer"])
+        self.generator.set_state(state["generator"].cpu())
+
+
+def _finite(loss: Tensor) -> float:
+    value = loss.item()
+    if not math.isfinite(value):
+        raise FloatingPointError(f"the loss became {value}; lower `search.weight_learning_rate`")
+    return value
+
+
+def _result(supernet: PartSupernet, config: SearchConfig) -> PartSearchResult:
+    part = derive(supernet.arch, threshold=config.threshold)
+    network = PartNetwork(supernet.part_index, part, supernet.space)
+    inherit_weights(network, supernet)
+    return PartSearchResult(
+        part=part,
+        weights={name: tensor.detach().cpu().contiguous() for name, tensor in network.state_dict().items()},
+        probabilities={
+            name: [[round(p, 6) for p in row] for row in values.tolist()]
+            for name, values in supernet.arch.probabilities().items()
+        },
+        entropies=supernet.arch.entropies(),
+    )

@@ -1,0 +1,115 @@
+"""Train a prior on a folder of images, resumably.
+
+Called by `denoise-nas prior train`. The noise is VDN's training map for half of the patches and white Gaussian noise of
+random sigma for the other half, so that one network serves every sigma ("mixed").
+"""
+
+import logging
+import math
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from pipeline.checkpoint import load_checkpoint, save_checkpoint
+from pipeline.config import PriorTrainConfig
+from pipeline.data.patches import PatchSource
+from pipeline.priors.base import Prior
+
+__all__ = ["train_prior"]
+
+_logger = logging.getLogger(__name__)
+_WARMUP_STEPS = 200
+
+
+def train_prior(
+    prior: Prior,
+    images: Sequence[np.ndarray],
+    config: PriorTrainConfig,
+    *,
+    checkpoint_path: Path,
+    device: torch.device,
+    progress: Callable[[int, float, float], None] | None = None,
+) -> Prior:
+    """Train `prior` in place with L1 and Adam, learning rate warmed up and then decayed to zero by a cosine.
+
+    Goes on from `checkpoint_path` where it exists; the data order is part of the checkpoint.
+
+    Args:
+        prior: the network, with initial weights.
+        images: (H, W, 3) uint8 clean images, each at least a patch large.
+        config: numbers of the training.
+        checkpoint_path: written every `config.checkpoint_every` steps and at the end.
+        device: where to train.
+        progress: called with (step, mean loss since the last call, seconds per step) every 50 steps.
+
+    Returns:
+        `prior`, in evaluation mode.
+
+    Raises:
+        ValueError: the checkpoint belongs to another configuration.
+    """
+    source = PatchSource(
+        images, patch_size=config.patch_size, noise_model=config.noise_model, sigma_range=config.sigma_range
+    )
+    generator = torch.Generator().manual_seed(config.seed)
+    prior.to(device, memory_format=torch.channels_last).train()
+    optimizer = torch.optim.Adam(prior.parameters(), lr=config.learning_rate)
+    first_step = 0
+    if checkpoint_path.exists():
+        state = load_checkpoint(checkpoint_path, map_location=device)
+        if state["config"] != config.to_dict():
+            raise ValueError(f"checkpoint {checkpoint_path} was made by {state['config']}, got {config.to_dict()}")
+        prior.load_state_dict(state["weights"])
+        optimizer.load_state_dict(state["optimizer"])
+        generator.set_state(state["generator"].cpu())
+        first_step = state["step"]
+        _logger.info("resumed %s at step %d", checkpoint_path, first_step)
+
+    def save(step: int) -> None:
+        save_checkpoint(
+            checkpoint_path,
+            {
+                "step": step,
+                "weights": prior.state_dict(),
+                "optimizer": optimizer.state_dict(),
+                "generator": generator.get_state(),
+                "config": config.to_dict(),
+            },
+        )
+
+    losses: list[float] = []
+    since = time.perf_counter()
+    for step in range(first_step, config.num_steps):
+        for group in optimizer.param_groups:
+            group["lr"] = _learning_rate(step, config)
+        noisy, clean = (
+            t.to(device, memory_format=torch.channels_last) for t in source.sample(config.batch_size, generator)
+        )
+        losses.append(_step(prior, optimizer, noisy, clean))
+        if progress and (step + 1) % 50 == 0:
+            now = time.perf_counter()
+            progress(step + 1, sum(losses) / len(losses), (now - since) / len(losses))
+            losses, since = [], now
+        if (step + 1) % config.checkpoint_every == 0 or step + 1 == config.num_steps:
+            save(step + 1)
+    return prior.eval()
+
+
+def _step(prior: Prior, optimizer: torch.optim.Optimizer, noisy: Tensor, clean: Tensor) -> float:
+    loss = F.l1_loss(prior(noisy), clean)
+    optimizer.zero_grad()
+    loss.backward()
+    # A rare steep patch would otherwise throw a network without normalisation off.
+    torch.nn.utils.clip_grad_norm_(prior.parameters(), 0.1)
+    optimizer.step()
+    return loss.item()
+
+
+def _learning_rate(step: int, config: PriorTrainConfig) -> float:
+    warm = min(1.0, (step + 1) / _WARMUP_STEPS)
+    return config.learning_rate * warm * 0.5 * (1 + math.cos(math.pi * step / config.num_steps))

@@ -1,0 +1,58 @@
+"""The contract of a prior: a pretrained denoiser that can be run part by part.
+
+Implemented by `mirnet.MIRNet`; used by the search (features to imitate), by retraining (Eq. 14) and by evaluation.
+"Denoising Designs-inherited Search Framework for Image Denoising", arXiv 2502.13359, Section III-C.
+"""
+
+from abc import ABC, abstractmethod
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+__all__ = ["NUM_PARTS", "Prior"]
+
+NUM_PARTS = 3
+
+
+class Prior(nn.Module, ABC):
+    """A denoiser in three parts: image -> C features -> C features -> residual image, all at full resolution.
+
+    Attributes:
+        num_channels: C, the width of both cuts. The searched network has the same boundary.
+        size_multiple: height and width given to `run_part` must be multiples of this.
+    """
+
+    num_channels: int
+    size_multiple: int = 1
+
+    @abstractmethod
+    def run_part(self, part_index: int, x: Tensor) -> Tensor:
+        """Run one part.
+
+        Args:
+            part_index: 0, 1 or 2.
+            x: (B, 3, H, W) noisy image for part 0, (B, C, H, W) features for parts 1 and 2.
+
+        Returns:
+            (B, C, H, W) features for parts 0 and 1, the (B, 3, H, W) residual image for part 2.
+        """
+
+    def features(self, noisy: Tensor) -> list[Tensor]:
+        """Return the outputs of the three parts for `noisy` (B, 3, H, W): features, features, residual image."""
+        outputs = []
+        x = noisy
+        for part_index in range(NUM_PARTS):
+            x = self.run_part(part_index, x)
+            outputs.append(x)
+        return outputs
+
+    def forward(self, noisy: Tensor) -> Tensor:
+        """Denoise (B, 3, H, W) images of any size, in [0, 1] plus noise; the result is not clamped."""
+        height, width = noisy.shape[-2:]
+        pad_bottom, pad_right = -height % self.size_multiple, -width % self.size_multiple
+        padded = noisy
+        if pad_bottom or pad_right:
+            mode = "reflect" if min(height, width) > self.size_multiple else "replicate"
+            padded = F.pad(noisy, (0, pad_right, 0, pad_bottom), mode=mode)
+        residual = self.features(padded)[-1]
+        return noisy + residual[..., :height, :width]

@@ -1,0 +1,86 @@
+"""What a person sees: progress of long work, and tables at the end. Called by `pipeline.cli` alone."""
+
+import sys
+import time
+from types import TracebackType
+from typing import Any, Self
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.table import Table
+
+__all__ = ["ProgressReport", "score_table", "summary_table"]
+
+_LINE_SECONDS = 15.0  # between lines where there is no terminal to draw a bar on
+
+
+class ProgressReport:
+    """A bar per stage on a terminal; a line now and then elsewhere. Call it with (stage, done, total)."""
+
+    def __init__(self, console: Console) -> None:
+        self._console = console
+        self._tasks: dict[str, Any] = {}
+        self._last_line: dict[str, float] = {}
+        self._bars = Progress(
+            TextColumn("{task.description:<20}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(),
+            TimeRemainingColumn(), console=console, disable=not console.is_terminal,
+        )  # fmt: skip
+
+    def __enter__(self) -> Self:
+        self._bars.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._bars.stop()
+
+    def __call__(self, stage: str, done: int, total: int) -> None:
+        """Report that `done` of `total` units of `stage` are done."""
+        if self._console.is_terminal:
+            if stage not in self._tasks:
+                self._tasks[stage] = self._bars.add_task(stage, total=total)
+            self._bars.update(self._tasks[stage], completed=done, total=total)
+            return
+        now = time.monotonic()
+        if stage not in self._last_line or done == total or now - self._last_line[stage] > _LINE_SECONDS:
+            self._last_line[stage] = now
+            print(f"{stage}: {done}/{total}", file=sys.stdout, flush=True)
+
+
+def summary_table(summary: dict[str, Any]) -> Table:
+    """Show the summary of a run: quality beside noisy input and prior, size, speed."""
+    table = Table(title=f"architecture {summary['genotype_id']} (seed {summary['seed']})", title_justify="left")
+    for column in ("", "noisy", "prior", "found network"):
+        table.add_column(column, justify="left" if not column else "right")
+    psnr, ssim = summary["psnr_db"], summary["ssim"]
+    table.add_row("PSNR, dB", *(f"{psnr[key]:.2f}" for key in ("noisy", "prior", "denoised")))
+    table.add_row("SSIM", *(f"{ssim[key]:.4f}" for key in ("noisy", "prior", "denoised")))
+    size = summary["latency_image_size"]
+    table.add_row(
+        f"measured ms at {size}x{size}", "", f"{summary['prior_latency_ms']:.1f}",
+        f"{summary['measured_latency_ms']:.1f}",
+    )  # fmt: skip
+    if summary["predicted_latency_ms"] is not None:
+        table.add_row("predicted ms", "", "", f"{summary['predicted_latency_ms']:.1f}")
+    table.add_row("parameters, k", "", f"{summary['prior_num_parameters'] / 1e3:.1f}",
+                  f"{summary['num_parameters'] / 1e3:.1f}")  # fmt: skip
+    size = summary["macs_image_size"]
+    table.add_row(f"GMACs at {size}x{size}", "", f"{summary['prior_macs'] / 1e9:.2f}", f"{summary['macs'] / 1e9:.2f}")
+    seconds = summary["seconds"]
+    table.caption = "seconds: " + ", ".join(f"{stage} {value:.0f}" for stage, value in seconds.items())
+    table.caption_justify = "left"
+    return table
+
+
+def score_table(title: str, scores: list[dict[str, Any]]) -> Table:
+    """Show the scores of images, one row each."""
+    table = Table(title=title, title_justify="left")
+    for column in ("image", "noisy dB", "PSNR, dB", "noisy SSIM", "SSIM", "seconds"):
+        table.add_column(column, justify="left" if column == "image" else "right")
+    for score in scores:
+        table.add_row(
+            score["name"], f"{score['noisy_psnr_db']:.2f}", f"{score['psnr_db']:.2f}", f"{score['noisy_ssim']:.4f}",
+            f"{score['ssim']:.4f}", f"{score['seconds']:.2f}",
+        )  # fmt: skip
+    return table

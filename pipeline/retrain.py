@@ -1,0 +1,180 @@
+"""Retrain a derived network with Ray Train.
+
+Called by `pipeline.run`. The driver launches `TorchTrainer`; every worker runs `train_worker`, which wraps the plain
+`pipeline.training.Trainer`. arXiv 2502.13359, Section III-D, Eq. (14).
+"""
+
+import hashlib
+import json
+import tempfile
+import threading
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import ray
+import ray.train
+import ray.train.torch
+import torch
+from ray.util.queue import Queue
+from torch import Tensor
+
+from pipeline.checkpoint import load_checkpoint, save_checkpoint
+from pipeline.cluster import load_op_files, read_op_files
+from pipeline.config import Config
+from pipeline.data.patches import PatchSource
+from pipeline.priors import load_prior
+from pipeline.training import Trainer
+from search_space import Genotype, build_network
+
+__all__ = ["retrain", "train_worker"]
+
+EpochLog = Callable[[int, dict[str, float]], None]
+_STATE_FILE = "state.pt"
+
+
+def retrain(
+    config: Config,
+    genotype: Genotype,
+    images: list[np.ndarray],
+    *,
+    inherited: list[dict[str, Tensor]] | None,
+    folder: Path,
+    log: EpochLog | None = None,
+) -> dict[str, Tensor]:
+    """Train the network of `genotype`; needs an initialised Ray.
+
+    A training that was interrupted goes on from its last epoch when called again with the same arguments.
+
+    Args:
+        config: settings.
+        genotype: the architecture.
+        images: (H, W, 3) uint8 clean training images.
+        inherited: weights of the three parts to start from, or None to start from scratch.
+        folder: Ray Train's storage.
+        log: called with (epoch, metrics) on the driver.
+
+    Returns:
+        State of the trained `DenoisingNetwork` on the CPU.
+
+    Raises:
+        RuntimeError: the training failed; the message names the cause.
+    """
+    queue = Queue(actor_options={"num_cpus": 0})
+    trainer = ray.train.torch.TorchTrainer(
+        train_worker,
+        train_loop_config={
+            "config": config,
+            "genotype": genotype.to_dict(),
+            "images": ray.put(images),
+            "inherited": None if inherited is None else ray.put(inherited),
+            "op_sources": read_op_files(config.space.op_files),
+            "queue": queue,
+        },
+        torch_config=ray.train.torch.TorchConfig(backend="nccl" if config.device == "cuda" else "gloo"),
+        scaling_config=ray.train.ScalingConfig(
+            num_workers=config.retrain.num_workers,
+            use_gpu=config.device == "cuda",
+            resources_per_worker={"CPU": 1} | ({"GPU": 1} if config.device == "cuda" else {}),
+        ),
+        run_config=ray.train.RunConfig(
+            name=_run_name(config, genotype),
+            storage_path=str(folder.absolute()),
+            failure_config=ray.train.FailureConfig(max_failures=1),
+            checkpoint_config=ray.train.CheckpointConfig(num_to_keep=2),
+        ),
+    )
+    stop = threading.Event()
+    reader = threading.Thread(target=_forward_logs, args=(queue, log, stop), daemon=True)
+    reader.start()
+    try:
+        result = trainer.fit()
+    except ray.train.TrainingFailedError as error:
+        raise RuntimeError(f"retraining failed: {error}") from error
+    finally:
+        stop.set()
+        reader.join()
+        queue.shutdown()
+    assert result.checkpoint is not None, "every epoch reports a checkpoint"
+    with result.checkpoint.as_directory() as directory:
+        return load_checkpoint(Path(directory) / _STATE_FILE)["network"]
+
+
+def train_worker(settings: dict[str, Any]) -> None:
+    """Train on one Ray Train worker, from the start or from the last checkpoint.
+
+    Args:
+        settings: what `retrain` puts together: configuration, genotype, references to images and weights.
+    """
+    config: Config = settings["config"]
+    load_op_files(settings["op_sources"])
+    torch.set_num_threads(config.retrain.threads_per_worker)
+    context = ray.train.get_context()
+    rank, num_workers = context.get_world_rank(), context.get_world_size()
+    device = ray.train.torch.get_device()
+    torch.manual_seed(config.seed)
+    network = build_network(Genotype.from_dict(settings["genotype"]))
+    if settings["inherited"] is not None:
+        for part, weights in zip(network.parts, ray.get(settings["inherited"]), strict=True):
+            part.load_state_dict(weights)
+    trainer = Trainer(
+        network,
+        PatchSource(
+            ray.get(settings["images"]),
+            patch_size=config.retrain.patch_size,
+            noise_model=config.noise.model,
+            sigma_range=config.noise.sigma_range,
+        ),
+        config.retrain,
+        prior=load_prior(config.prior.weights, device=device) if config.retrain.distill_share > 0 else None,
+        seed=config.seed * num_workers + rank,
+        device=device,
+        wrap=(lambda module: ray.train.torch.prepare_model(module)) if num_workers > 1 else (lambda module: module),
+        num_workers=num_workers,
+    )
+    first_epoch = 0
+    if checkpoint := ray.train.get_checkpoint():
+        with checkpoint.as_directory() as directory:
+            state = load_checkpoint(Path(directory) / _STATE_FILE, map_location=device)
+        trainer.load_state(state | {"generator": state["generators"][min(rank, len(state["generators"]) - 1)]})
+        first_epoch = state["epoch"]
+    for epoch in range(first_epoch, config.retrain.num_epochs):
+        metrics = trainer.run_epoch()
+        generators = _gather_generators(trainer.generator.get_state(), num_workers)
+        with tempfile.TemporaryDirectory() as directory:
+            report = None
+            if rank == 0:
+                state = trainer.state() | {"epoch": epoch + 1, "generators": generators}
+                save_checkpoint(Path(directory) / _STATE_FILE, state)
+                report = ray.train.Checkpoint.from_directory(directory)
+                settings["queue"].put((epoch + 1, metrics))
+            ray.train.report(metrics, checkpoint=report)
+
+
+def _gather_generators(state: Tensor, num_workers: int) -> list[Tensor]:
+    """Collect every worker's random state, so that each resumes its own."""
+    if num_workers == 1:
+        return [state]
+    gathered: list[Tensor | None] = [None] * num_workers
+    torch.distributed.all_gather_object(gathered, state)
+    return [tensor for tensor in gathered if tensor is not None]
+
+
+def _forward_logs(queue: Queue, log: EpochLog | None, stop: threading.Event) -> None:
+    while True:
+        is_last = stop.wait(0.3)
+        while not queue.empty():
+            epoch, metrics = queue.get()
+            if log is not None:
+                log(epoch, metrics)
+        if is_last:
+            return
+
+
+def _run_name(config: Config, genotype: Genotype) -> str:
+    """Name a training after everything it depends on: a finished one of the same name is not repeated by Ray Train."""
+    settings = config.to_dict()
+    keys = ("seed", "device", "data", "noise", "prior", "search", "retrain")
+    text = json.dumps({key: settings[key] for key in keys}, sort_keys=True)
+    return f"retrain-{genotype.genotype_id}-{hashlib.sha256(text.encode()).hexdigest()[:8]}"

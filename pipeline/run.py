@@ -1,0 +1,470 @@
+"""One architecture from photographs to a retrained denoiser: the stages of a run, in order.
+
+Called by the command line. Every stage leaves its result in the run's folder, so an interrupted run goes on where it was
+when the same command is given again.
+"""
+
+import fcntl
+import json
+import logging
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+
+from latency import DeviceInfo, LatencyTable, TimingRule, build_table, measure_network_ms, predict_latency_ms
+from pipeline.checkpoint import load_checkpoint, load_weights, save_checkpoint, save_weights, write_atomically
+from pipeline.cluster import load_op_files, read_op_files
+from pipeline.config import PHOTOGRAPHS, Config
+from pipeline.data.images import TRAINING_PHOTOGRAPHS, VALIDATION_PHOTOGRAPHS, load_folder, photographs
+from pipeline.evaluate import ImageScore, evaluate_denoiser, mean_score
+from pipeline.part_search import PartSearchResult
+from pipeline.pictures import ComparisonRow, comparison_figure
+from pipeline.priors import NUM_PARTS, Prior, load_prior
+from search_space import (
+    ArchParameters,
+    DenoisingNetwork,
+    Genotype,
+    SearchSpace,
+    build_network,
+    derive,
+    genotype_op_specs,
+    network_macs,
+    num_parameters,
+    space_op_specs,
+)
+
+if TYPE_CHECKING:
+    from pipeline.tracking import Tracker  # mlflow is imported by commands that record
+
+__all__ = ["Run", "load_denoiser", "open_run"]
+
+ARTIFACTS = (
+    "config.yaml", "genotype.json", "genotype.svg", "comparison.png", "latency.parquet", "model.safetensors",
+)  # fmt: skip
+
+_logger = logging.getLogger(__name__)
+Progress = Callable[[str, int, int], None]
+MetricLog = Callable[[dict[str, float], int], None]
+
+
+def _no_progress(label: str, done: int, total: int) -> None:
+    pass
+
+
+def _no_log(metrics: dict[str, float], step: int) -> None:
+    pass
+
+
+@dataclass(frozen=True, kw_only=True)
+class Run:
+    """Configuration, folder and inputs of one run; every method is a stage that reads and leaves files.
+
+    Attributes:
+        config: settings.
+        folder: everything the run leaves.
+        space: the search space.
+        prior: the pretrained denoiser.
+        training_images: clean images by name.
+        validation_images: clean images by name, disjoint from training.
+        progress: called with (stage, done, total).
+        log: called with (metrics, step).
+    """
+
+    config: Config
+    folder: Path
+    space: SearchSpace
+    prior: Prior
+    training_images: dict[str, np.ndarray]
+    validation_images: dict[str, np.ndarray]
+    progress: Progress = _no_progress
+    log: MetricLog = _no_log
+
+    def path(self, name: str) -> Path:
+        """Return the path of a file of the run."""
+        return self.folder / name
+
+    def latency_table(self) -> LatencyTable:
+        """Price every operator of the space on this device, or load the table that did (DESIGN: one device, one table).
+
+        Raises:
+            ValueError: the table on disk belongs to another device or library version.
+        """
+        config = self.config.latency
+        path = Path(config.table) if config.table else self.path("latency.parquet")
+        device = torch.device(config.device)
+        expected = DeviceInfo.current(device, num_threads=config.num_threads)
+        specs = space_op_specs(self.space, height=config.image_size, width=config.image_size)
+        table = LatencyTable.load(path, expected=expected) if path.exists() else None
+        if table is None or not table.covers(specs):
+            table = build_table(
+                specs,
+                device=device,
+                num_threads=config.num_threads,
+                rule=TimingRule(
+                    warmup_runs=config.warmup_runs,
+                    min_repeats=config.min_repeats,
+                    max_repeats=config.max_repeats,
+                    max_seconds=config.max_seconds,
+                ),
+                table=table,
+                save_path=path,
+                progress=lambda done, total, name: self.progress("price operators", done, total),
+            )
+        table.require(specs)
+        return table
+
+    def search(self, table: LatencyTable | None) -> tuple[Genotype, tuple[PartSearchResult, ...]]:
+        """Search the three parts concurrently; needs an initialised Ray. A finished search is read from disk."""
+        from pipeline import search as stage  # Ray takes a second to import
+
+        key = stage.search_key(self.config)
+        if self.path("search.pt").exists():
+            return self._load_search(key)
+        costs = stage.cost_models(self.config, self.space, None if table is None else table.__getitem__)
+        inputs = stage.prepare_inputs(
+            self.config,
+            self.prior,
+            list(self.training_images.values()),
+            progress=lambda done, total: self.progress("prior features", done, total),
+        )
+        epochs_done = [0] * NUM_PARTS
+
+        def log(part_index: int, epoch: int, metrics: dict[str, float]) -> None:
+            epochs_done[part_index] = epoch
+            self.log({f"part{part_index}/{name}": value for name, value in metrics.items()}, epoch)
+            self.progress("search three parts", sum(epochs_done), NUM_PARTS * self.config.search.num_epochs)
+
+        result = stage.search(
+            self.config, self.space, costs, inputs, checkpoint_folder=self.path("checkpoints"), log=log
+        )
+        result.genotype.save(self.path("genotype.json"))
+        save_checkpoint(
+            self.path("search.pt"),
+            {
+                "key": key,
+                "genotype": result.genotype.to_json(),
+                "parts": [
+                    {"weights": p.weights, "probabilities": p.probabilities, "entropies": p.entropies}
+                    for p in result.parts
+                ],
+            },
+        )
+        return result.genotype, result.parts
+
+    def finished_search(self) -> tuple[Genotype, tuple[PartSearchResult, ...]]:
+        """Return the search that the folder holds.
+
+        Raises:
+            FileNotFoundError: there is none.
+        """
+        from pipeline.search import search_key
+
+        if not self.path("search.pt").exists():
+            raise FileNotFoundError(f"{self.folder} holds no finished search; run `denoise-nas search` first")
+        return self._load_search(search_key(self.config))
+
+    def _load_search(self, key: str) -> tuple[Genotype, tuple[PartSearchResult, ...]]:
+        state = load_checkpoint(self.path("search.pt"))
+        if state["key"] != key:
+            raise ValueError(f"{self.path('search.pt')} was made with other settings; choose another `output`")
+        genotype = Genotype.from_dict(json.loads(state["genotype"]))
+        parts = tuple(
+            PartSearchResult(part=part, **entry) for part, entry in zip(genotype.parts, state["parts"], strict=True)
+        )
+        return genotype, parts
+
+    def retrain(self, genotype: Genotype, parts: tuple[PartSearchResult, ...] | None) -> DenoisingNetwork:
+        """Train the network of `genotype` with Ray Train; needs an initialised Ray.
+
+        Raises:
+            ValueError: `retrain.start` is inherited and there are no searched weights.
+        """
+        from pipeline.retrain import retrain  # Ray Train takes seconds to import
+
+        inherited = None
+        if self.config.retrain.start == "inherited":
+            if parts is None:
+                raise ValueError("`retrain.start` is inherited, but there is no search to inherit weights from")
+            inherited = [part.weights for part in parts]
+
+        def log(epoch: int, metrics: dict[str, float]) -> None:
+            self.log({f"retrain/{name}": value for name, value in metrics.items()}, epoch)
+            self.progress("retrain", epoch, self.config.retrain.num_epochs)
+
+        weights = retrain(
+            self.config,
+            genotype,
+            list(self.training_images.values()),
+            inherited=inherited,
+            folder=self.path("train"),
+            log=log,
+        )
+        genotype.save(self.path("genotype.json"))
+        save_weights(self.path("model.safetensors"), weights, metadata={"genotype_id": genotype.genotype_id})
+        network = build_network(genotype)
+        network.load_state_dict(weights)
+        return network
+
+    def evaluate(self, network: DenoisingNetwork, table: LatencyTable | None) -> dict[str, Any]:
+        """Score network and prior on the validation images; draw the comparison.
+
+        Returns:
+            `psnr_db` and `ssim` of noisy input, prior and network, `num_parameters`, `macs`, latencies in ms, and the
+            scores of every image.
+        """
+        config = self.config
+        device = torch.device(config.device)
+        network = network.to(device, memory_format=torch.channels_last).eval()
+
+        def scores_of(model: torch.nn.Module) -> list[ImageScore]:
+            return evaluate_denoiser(
+                model, self.validation_images, sigma=config.noise.validation_sigma, device=device,
+                tile_size=config.evaluate.tile_size, keep_images=True,
+            )  # fmt: skip
+
+        own, prior = scores_of(network), scores_of(self.prior.to(device))
+        rows = [
+            ComparisonRow(
+                name=score.name, noisy=_image(score.noisy), denoised=_image(score.denoised),
+                clean=self.validation_images[score.name], prior=_image(reference.denoised),
+            )
+            for score, reference in zip(own, prior, strict=True)
+        ]  # fmt: skip
+        sigma = f"sigma {config.noise.validation_sigma_255:g}"
+        comparison_figure(rows, self.path("comparison.png"), title=f"{network.genotype.genotype_id}, {sigma}")
+        mean, prior_mean = mean_score(own), mean_score(prior)
+        size, priced_size = config.evaluate.image_size, config.latency.image_size
+        specs = [s for part in genotype_op_specs(network.genotype, height=priced_size, width=priced_size) for s in part]
+        return {
+            "psnr_db": {"noisy": mean.noisy_psnr_db, "prior": prior_mean.psnr_db, "denoised": mean.psnr_db},
+            "ssim": {"noisy": mean.noisy_ssim, "prior": prior_mean.ssim, "denoised": mean.ssim},
+            "num_parameters": num_parameters(network),
+            "macs": network_macs(network, height=size, width=size),
+            "macs_image_size": size,
+            "predicted_latency_ms": None if table is None else predict_latency_ms(table, specs),
+            "measured_latency_ms": self._measure(network, priced_size),
+            "latency_image_size": priced_size,
+            "prior_latency_ms": self._measure(self.prior, priced_size),
+            "prior_num_parameters": num_parameters(self.prior),
+            "prior_macs": network_macs(self.prior, height=size, width=size),
+            "images": [score.to_dict() for score in own],
+        }
+
+    def _measure(self, network: torch.nn.Module, size: int) -> float:
+        latency = self.config.latency
+        return measure_network_ms(
+            network, height=size, width=size, device=torch.device(latency.device), num_threads=latency.num_threads
+        )
+
+    def execute(self) -> dict[str, Any]:
+        """Carry out all stages and return the summary, without the tracker's run id; needs an initialised Ray."""
+        seconds: dict[str, float] = {}
+
+        @contextmanager
+        def timed(stage: str) -> Iterator[None]:
+            start = time.perf_counter()
+            yield
+            seconds[stage] = round(time.perf_counter() - start, 2)
+
+        with timed("latency"):
+            table = self.latency_table()
+        with timed("search"):
+            genotype, parts = self.search(table)
+        with timed("retrain"):
+            network = self.retrain(genotype, parts)
+        with timed("evaluate"):
+            results = self.evaluate(network, table)
+            _draw(genotype, results, self.path("genotype.svg"))
+        seconds["total"] = round(sum(seconds.values()), 2)
+        return {
+            "genotype_id": genotype.genotype_id,
+            "seed": self.config.seed,
+            "config_hash": self.config.config_hash,
+            **results,
+            "start": self.config.retrain.start,
+            "entropies": [part.entropies for part in parts],
+            "seconds": seconds,
+        }
+
+
+def open_run(config: Config, *, progress: Progress = _no_progress, log: MetricLog = _no_log) -> Run:
+    """Check everything that a run needs before any work starts, and make its folder.
+
+    Raises:
+        FileNotFoundError: a data folder, prior or operator file is missing.
+        ValueError: unreadable images, impossible settings, or a folder that holds a run of other settings.
+    """
+    load_op_files(read_op_files(config.space.op_files))
+    if config.device == "cuda" and not torch.cuda.is_available():
+        raise ValueError("`device` is cuda, but torch sees no CUDA device")
+    if config.latency.device != "cpu" and not torch.cuda.is_available():
+        raise ValueError(f"`latency.device` is {config.latency.device}, but torch sees no CUDA device")
+    prior = load_prior(config.prior.weights, device=config.device)
+    space = SearchSpace(
+        num_channels=prior.num_channels,
+        num_resolutions=config.space.num_resolutions,
+        num_layers=config.space.num_layers,
+        candidate_ops=config.space.candidate_ops,
+    )
+    patch_size = max(config.search.patch_size, config.retrain.patch_size)
+    training = _images(config.data.training, TRAINING_PHOTOGRAPHS, minimum_size=patch_size)
+    for name in config.data.exclude:
+        if name not in training:
+            raise ValueError(f"`data.exclude` names {name!r}, which is not in {config.data.training}")
+        del training[name]
+    validation = _images(config.data.validation, VALIDATION_PHOTOGRAPHS, minimum_size=16)
+    folder = Path(config.output)
+    _claim_folder(folder, config)
+    return Run(
+        config=config, folder=folder, space=space, prior=prior, training_images=training,
+        validation_images=validation, progress=progress, log=log,
+    )  # fmt: skip
+
+
+@contextmanager
+def locked(folder: Path) -> Iterator[None]:
+    """Keep a second process from working in `folder` at the same time.
+
+    Raises:
+        ValueError: another process does.
+    """
+    with open(folder / ".lock", "w") as handle:
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise ValueError(f"another process is working in {folder}; wait for it or choose another `output`") from None
+        yield
+
+
+def load_denoiser(path: Path | str) -> torch.nn.Module:
+    """Load a found network (a run's folder, or its `model.safetensors`) or a prior (name or checkpoint file).
+
+    Raises:
+        FileNotFoundError: nothing there.
+        ValueError: the weights do not belong to the genotype beside them.
+    """
+    folder = Path(path)
+    weights = folder / "model.safetensors" if folder.is_dir() else folder
+    genotype_path = weights.parent / "genotype.json"
+    if weights.name != "model.safetensors" or not genotype_path.exists():
+        if folder.is_dir():
+            raise FileNotFoundError(f"{folder} holds no `model.safetensors` with a `genotype.json` beside it")
+        return load_prior(path)
+    genotype = Genotype.load(genotype_path)
+    network = build_network(genotype)
+    try:
+        network.load_state_dict(load_weights(weights))
+    except RuntimeError as error:
+        raise ValueError(f"weights {weights} do not belong to genotype {genotype.genotype_id}: {error}") from None
+    return network.to(memory_format=torch.channels_last).eval()
+
+
+def derive_again(run: Run, *, threshold: float) -> Genotype:
+    """Derive from the probabilities of the run's finished search at another threshold.
+
+    Raises:
+        FileNotFoundError: no finished search.
+        ValueError: `threshold` outside [0, 1).
+    """
+    _, results = run.finished_search()
+    arch = ArchParameters(run.space, generator=torch.Generator())
+    parts = []
+    for result in results:
+        for name, parameter in arch.named_parameters():
+            parameter.data = torch.tensor(result.probabilities[name]).clamp_min(1e-12).log()
+        parts.append(derive(arch, threshold=threshold))
+    space = run.space
+    return Genotype(
+        num_channels=space.num_channels, num_resolutions=space.num_resolutions, num_layers=space.num_layers,
+        parts=tuple(parts),
+    )  # fmt: skip
+
+
+def replace_log(run: Run, log: MetricLog) -> Run:
+    """Return the run with another receiver of metrics."""
+    return replace(run, log=log)
+
+
+def record(run: Run, tracker: "Tracker", summary: dict[str, Any]) -> None:
+    """Send the final numbers and files of a run to its tracker."""
+    metrics = {
+        "psnr_db": summary["psnr_db"]["denoised"],
+        "psnr_db_prior": summary["psnr_db"]["prior"],
+        "psnr_db_noisy": summary["psnr_db"]["noisy"],
+        "ssim": summary["ssim"]["denoised"],
+        "parameters_k": summary["num_parameters"] / 1e3,
+        "gmacs": summary["macs"] / 1e9,
+        "measured_latency_ms": summary["measured_latency_ms"],
+        "seconds_total": summary["seconds"]["total"],
+    }
+    if summary["predicted_latency_ms"] is not None:
+        metrics["predicted_latency_ms"] = summary["predicted_latency_ms"]
+    tracker.log_metrics(metrics, run.config.retrain.num_epochs)
+    tracker.set_description(_description(summary))
+    for name in ARTIFACTS:
+        if run.path(name).exists():
+            tracker.log_artifact(run.path(name))
+
+
+def _description(summary: dict[str, Any]) -> str:
+    psnr = summary["psnr_db"]
+    return (
+        f"**Architecture `{summary['genotype_id']}`**\n\n"
+        "| | noisy | prior | found network |\n|---|---|---|---|\n"
+        f"| PSNR, dB | {psnr['noisy']:.2f} | {psnr['prior']:.2f} | {psnr['denoised']:.2f} |\n"
+        f"| parameters, k | | {summary['prior_num_parameters'] / 1e3:.1f} | {summary['num_parameters'] / 1e3:.1f} |\n"
+        f"| ms at {summary['latency_image_size']} px | | {summary['prior_latency_ms']:.1f} | "
+        f"{summary['measured_latency_ms']:.1f} |\n\n"
+        "Pictures: `genotype.svg` (the architecture), `comparison.png` (noisy, prior, denoised, clean)."
+    )
+
+
+def write_summary(folder: Path, summary: dict[str, Any]) -> None:
+    """Write `summary.json`; what is not finite becomes null."""
+    write_atomically(folder / "summary.json", json.dumps(summary, indent=2, allow_nan=False) + "\n")
+
+
+def _claim_folder(folder: Path, config: Config) -> None:
+    from pipeline.config import load_config
+
+    stored = folder / "config.yaml"
+    if stored.exists():
+        found = load_config(str(stored)).config_hash
+        if found != config.config_hash:
+            raise ValueError(
+                f"{folder} holds a run of other settings (config_hash {found}, this is {config.config_hash}); "
+                "choose another `output` or remove the folder"
+            )
+        return
+    folder.mkdir(parents=True, exist_ok=True)
+    config.save(stored)
+
+
+def _images(source: str, names: tuple[str, ...], *, minimum_size: int) -> dict[str, np.ndarray]:
+    if source == PHOTOGRAPHS:
+        return photographs(names)
+    return load_folder(source, minimum_size=minimum_size)
+
+
+def _image(image: np.ndarray | None) -> np.ndarray:
+    assert image is not None, "scores were asked for with their images"
+    return image
+
+
+def _draw(genotype: Genotype, results: dict[str, Any], path: Path) -> None:
+    from search_space.draw import draw_genotype
+
+    caption = (
+        f"{results['num_parameters'] / 1e3:.1f} k parameters, {results['macs'] / 1e9:.2f} GMACs at "
+        f"{results['macs_image_size']} x {results['macs_image_size']}, {results['measured_latency_ms']:.1f} ms at "
+        f"{results['latency_image_size']} x {results['latency_image_size']}"
+    )
+    draw_genotype(genotype, path, caption=caption)
+
+

@@ -1,0 +1,271 @@
+"""Three part searches at the same time, as Ray actors, to one Genotype.
+
+Called by `pipeline.run`. Each actor runs `part_search.search_part`; the driver alone logs. arXiv 2502.13359, Algorithm 1
+(its loop over the parts runs in parallel, E17: every part takes the prior's features as input).
+"""
+
+import json
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import ray
+import torch
+
+from ops import OpSpec
+from pipeline.cluster import load_op_files, read_op_files
+from pipeline.config import Config
+from pipeline.data.part_data import (
+    CachedFeatures,
+    LiveFeatures,
+    PartData,
+    PatchSet,
+    compute_patch_set,
+    patch_set_bytes,
+    split_images,
+)
+from pipeline.data.patches import PatchSource
+from pipeline.part_search import PartSearchResult, search_part
+from pipeline.priors import NUM_PARTS, Prior, load_prior
+from search_space import CostModel, Genotype, SearchSpace, op_macs, op_num_parameters
+
+__all__ = ["SearchInputs", "SearchResult", "cost_models", "prepare_inputs", "search"]
+
+EpochLog = Callable[[int, int, dict[str, float]], None]
+_POLL_SECONDS = 0.5
+
+
+@dataclass(frozen=True, kw_only=True)
+class SearchResult:
+    """One searched architecture and what its three searches left."""
+
+    genotype: Genotype
+    parts: tuple[PartSearchResult, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class SearchInputs:
+    """What the three part searches share: a patch set with the prior's features, or what makes them live."""
+
+    patches: PatchSet | None
+    images: tuple[list[np.ndarray], list[np.ndarray]]
+
+
+def space_of(config: Config, num_channels: int) -> SearchSpace:
+    """Return the search space of `config` with the prior's channels."""
+    return SearchSpace(
+        num_channels=num_channels,
+        num_resolutions=config.space.num_resolutions,
+        num_layers=config.space.num_layers,
+        candidate_ops=config.space.candidate_ops,
+    )
+
+
+def cost_models(config: Config, space: SearchSpace, latency_ms: Callable[[OpSpec], float] | None) -> list[CostModel]:
+    """Return the costs of the three parts in the unit that `search.cost` names.
+
+    Raises:
+        ValueError: `search.cost` is `latency` and there is no table.
+    """
+    if config.search.cost == "latency" and latency_ms is None:
+        raise ValueError("`search.cost` is latency, but there is no latency table")
+    prices: dict[str, Callable[[OpSpec], float] | None] = {
+        "latency": latency_ms, "parameters": op_num_parameters, "macs": op_macs
+    }  # fmt: skip
+    price = prices[config.search.cost]
+    assert price is not None
+    size = config.latency.image_size
+    return [CostModel(i, space, price, height=size, width=size) for i in range(NUM_PARTS)]
+
+
+def prepare_inputs(
+    config: Config,
+    prior: Prior,
+    images: list[np.ndarray],
+    *,
+    progress: Callable[[int, int], None] | None = None,
+) -> SearchInputs:
+    """Split the images and, where `search.prior_features` is `cached`, run the prior once over a fixed patch set."""
+    search = config.search
+    halves = split_images(images, config.data.architecture_share, patch_size=search.patch_size)
+    if search.prior_features == "live":
+        return SearchInputs(patches=None, images=halves)
+    patches = compute_patch_set(
+        prior,
+        _sources(config, halves),
+        num_patches=search.num_patches,
+        architecture_share=config.data.architecture_share,
+        batch_size=search.batch_size,
+        generator=torch.Generator().manual_seed(config.seed),
+        progress=progress,
+    )
+    return SearchInputs(patches=patches, images=halves)
+
+
+def features_megabytes(config: Config, num_channels: int) -> float:
+    """Return the estimated size of the cached features in MB."""
+    return patch_set_bytes(config.search.num_patches, config.search.patch_size, num_channels) / 1e6
+
+
+def search(
+    config: Config,
+    space: SearchSpace,
+    costs: list[CostModel],
+    inputs: SearchInputs,
+    *,
+    checkpoint_folder: Path,
+    log: EpochLog | None = None,
+) -> SearchResult:
+    """Search the three parts concurrently and put their architectures together.
+
+    Needs an initialised Ray. Goes on from the checkpoints in `checkpoint_folder` where they exist.
+
+    Args:
+        config: settings; `search.target_ms` is divided among the parts as their uniform architectures' costs are.
+        space: the search space.
+        costs: of the three parts.
+        inputs: shared training data.
+        checkpoint_folder: one file per part.
+        log: called with (part index, epoch, metrics) on the driver.
+
+    Raises:
+        RuntimeError: a part search failed; the message names the part and the cause.
+    """
+    shared = ray.put(inputs)
+    targets = part_targets(config, space, costs)
+    actors: list[Any] = [
+        _PartActor.options(  # type: ignore[attr-defined]
+            num_cpus=config.ray.cpus_per_part, num_gpus=config.ray.gpus_per_part
+        ).remote(i, config, asdict(space), costs[i], targets[i], str(checkpoint_folder.absolute()),
+                 read_op_files(config.space.op_files))
+        for i in range(NUM_PARTS)
+    ]  # fmt: skip
+    runs = [actor.run.remote(shared) for actor in actors]
+    try:
+        pending = list(runs)
+        while pending:
+            done, pending = ray.wait(pending, num_returns=len(pending), timeout=_POLL_SECONDS)
+            for run in done:
+                _get(run, runs.index(run))  # a part that failed ends the search at once
+            _forward_logs(actors, log)
+        results = [_get(run, index) for index, run in enumerate(runs)]
+    finally:
+        for actor in actors:
+            ray.kill(actor)
+    genotype = Genotype(
+        num_channels=space.num_channels,
+        num_resolutions=space.num_resolutions,
+        num_layers=space.num_layers,
+        parts=tuple(result.part for result in results),
+    )
+    return SearchResult(genotype=genotype, parts=tuple(results))
+
+
+def part_targets(config: Config, space: SearchSpace, costs: list[CostModel]) -> list[float | None]:
+    """Divide `search.target_ms` among the parts: fixed stems and tails first, the rest in proportion to the cells.
+
+    Raises:
+        ValueError: the budget is below what stems and tails alone cost.
+    """
+    if config.search.target_ms is None:
+        return [None] * NUM_PARTS
+    frames = [cost.minimum_frame_cost for cost in costs]
+    rest = config.search.target_ms - sum(frames)
+    if rest <= 0:
+        raise ValueError(
+            f"`search.target_ms` {config.search.target_ms} is below the {sum(frames):.2f} ms that stems and tails cost"
+        )
+    return [frame + rest / NUM_PARTS for frame in frames]
+
+
+def _get(reference: Any, part_index: int) -> PartSearchResult:
+    try:
+        return ray.get(reference)
+    except ray.exceptions.RayTaskError as error:
+        cause = error.cause if isinstance(error.cause, Exception) else error
+        raise RuntimeError(f"the search of part {part_index} failed: {type(cause).__name__}: {cause}") from error
+    except ray.exceptions.RayActorError as error:
+        raise RuntimeError(
+            f"the process that searched part {part_index} died; run the same command again to go on from its last epoch"
+        ) from error
+
+
+def _forward_logs(actors: list[Any], log: EpochLog | None) -> None:
+    if log is None:
+        return
+    for index, actor in enumerate(actors):
+        for epoch, metrics in ray.get(actor.poll.remote()):
+            log(index, epoch, metrics)
+
+
+def _sources(config: Config, halves: tuple[list[np.ndarray], list[np.ndarray]]) -> dict[Any, PatchSource]:
+    return {
+        split: PatchSource(
+            images,
+            patch_size=config.search.patch_size,
+            noise_model=config.noise.model,
+            sigma_range=config.noise.sigma_range,
+        )
+        for split, images in zip(("weights", "architecture"), halves, strict=True)
+    }
+
+
+@ray.remote(max_concurrency=2)
+class _PartActor:
+    """One part search in its own process; `poll` answers while `run` works."""
+
+    def __init__(
+        self, part_index: int, config: Config, space: dict[str, Any], costs: CostModel, target: float | None,
+        checkpoint_folder: str, op_sources: dict[str, str],
+    ) -> None:
+        load_op_files(op_sources)
+        torch.set_num_threads(config.search.threads_per_part)
+        self.part_index = part_index
+        self.config = config
+        self.space = SearchSpace(**space)
+        self.costs = costs
+        self.target = target
+        self.checkpoint_path = Path(checkpoint_folder) / f"part{part_index}.pt"
+        self.rows: list[tuple[int, dict[str, float]]] = []
+
+    def run(self, inputs: SearchInputs) -> PartSearchResult:
+        device = torch.device(self.config.device)
+        start = time.perf_counter()
+
+        def log(epoch: int, metrics: dict[str, float]) -> None:
+            self.rows.append((epoch, metrics | {"seconds": time.perf_counter() - start}))
+
+        return search_part(
+            self.part_index,
+            self.space,
+            self._data(inputs, device),
+            self.costs,
+            self.config.search,
+            target_cost=self.target,
+            seed=self.config.seed,
+            device=device,
+            checkpoint_path=self.checkpoint_path,
+            checkpoint_key=search_key(self.config),
+            log=log,
+        )
+
+    def poll(self) -> list[tuple[int, dict[str, float]]]:
+        """Return the epochs logged since the last call."""
+        rows, self.rows = self.rows, []
+        return rows
+
+    def _data(self, inputs: SearchInputs, device: torch.device) -> PartData:
+        if inputs.patches is not None:
+            return CachedFeatures(inputs.patches, self.part_index, device)
+        prior = load_prior(self.config.prior.weights, device=device)
+        return LiveFeatures(prior, _sources(self.config, inputs.images), self.part_index)
+
+
+def search_key(config: Config) -> str:
+    """Return what a search checkpoint must agree on: every setting that the search depends on."""
+    settings = config.to_dict()
+    keys = ("seed", "device", "data", "noise", "space", "prior", "search")
+    return json.dumps({key: settings[key] for key in keys} | {"size": config.latency.image_size}, sort_keys=True)

@@ -1,0 +1,282 @@
+"""One run on an MLflow server or in a SQLite database: the one module that imports mlflow.
+
+Called by the commands and by the collection, always from one process per run. The loops never see a `Tracker`: they
+take a callable `log(metrics, step)`, which is `Tracker.log_metrics` here and anything else in a test.
+"""
+
+import fcntl
+import logging
+import math
+import os
+import re
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Literal, Self, TypeVar
+
+# Read by mlflow when it is imported; a user's own setting wins.
+os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
+os.environ.setdefault("MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT", "true")  # "View run ..." at the end of every run
+os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "5")  # waits a minute for a server that restarts, not four
+os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "30")  # seconds
+
+from mlflow import MlflowClient  # noqa: E402  the settings above come first
+from mlflow.entities import Experiment, Metric, Param, RunTag  # noqa: E402
+from mlflow.exceptions import MlflowException  # noqa: E402
+
+__all__ = ["Tracker"]
+
+# Limits of MLflow's API, see mlflow.utils.validation.
+MAX_METRICS_PER_BATCH = 1000
+MAX_PARAMS_PER_BATCH = 100
+MAX_PARAM_LENGTH = 6000
+MAX_TAG_LENGTH = 8000
+CONNECT_TIMEOUT = 5  # seconds
+
+_SQLITE_PREFIX = "sqlite:///"
+_logger = logging.getLogger(__name__)
+_T = TypeVar("_T")
+
+
+class Tracker:
+    """Write parameters, metrics and files of one run; use it as a context manager, so that the run is ended.
+
+    Leaving the context marks the run FINISHED, or FAILED after an exception, or KILLED after Ctrl-C.
+
+    Attributes:
+        tracking_uri: of the server or database, absolute.
+        experiment_id: of the experiment that the run is in.
+        run_id: of the run; give it to `open` to write on.
+    """
+
+    def __init__(self, client: MlflowClient, *, tracking_uri: str, experiment_id: str, run_id: str) -> None:
+        self.tracking_uri = tracking_uri
+        self.experiment_id = experiment_id
+        self.run_id = run_id
+        self._client = client
+        self._is_ended = False
+        self._skipped: set[str] = set()
+
+    @classmethod
+    def open(
+        cls,
+        tracking_uri: str,
+        experiment_name: str,
+        run_name: str,
+        *,
+        kind: str,
+        tags: Mapping[str, str] | None = None,
+        parent_run_id: str | None = None,
+        run_id: str | None = None,
+    ) -> Self:
+        """Create a run, or go on with one, in an experiment that is created when it is missing.
+
+        A SQLite database is created on first use; processes that do so at the same time wait for each other. Its
+        artifacts lie in `artifacts` beside it, wherever the command was started. A server decides that itself.
+
+        Args:
+            tracking_uri: `http://host:port`, or `sqlite:///path/to/mlflow.db`; a relative path is made absolute.
+            experiment_name: groups the runs, for example a collection.
+            run_name: what a table of runs shows.
+            kind: of the run, as a tag to filter by: `search`, `retrain`, `architecture`.
+            tags: further tags.
+            parent_run_id: makes the run a child of another one.
+            run_id: the run to go on with, instead of a new one.
+
+        Raises:
+            ConnectionError: the server does not answer within seconds.
+            ValueError: the URI is neither of the two, does not lead to MLflow, or the experiment or run is not usable.
+        """
+        tracking_uri, artifacts = _prepare(tracking_uri)
+        client = MlflowClient(tracking_uri=tracking_uri, registry_uri=tracking_uri)
+        all_tags = {**(tags or {}), "kind": kind}
+        if parent_run_id is not None:
+            all_tags["mlflow.parentRunId"] = parent_run_id
+        all_tags = {key: _shorten(value, MAX_TAG_LENGTH) for key, value in all_tags.items()}
+        try:
+            experiment_id = _experiment(client, experiment_name, artifacts).experiment_id
+            if run_id is None:
+                run_id = client.create_run(experiment_id, run_name=run_name, tags=all_tags).info.run_id
+            else:
+                _resume(client, run_id, run_name=run_name, experiment_id=experiment_id, tags=all_tags)
+        except MlflowException as error:
+            raise ValueError(f"cannot open run {run_name!r} at {tracking_uri}: {error}") from error
+        return cls(client, tracking_uri=tracking_uri, experiment_id=experiment_id, run_id=run_id)
+
+    def log_params(self, params: Mapping[str, Any]) -> None:
+        """Log settings; nested mappings become dotted names, long values are shortened to MLflow's limit.
+
+        Raises:
+            ValueError: a name is not allowed, or the run already has another value for it, which MLflow never changes.
+        """
+        entries = [Param(key, _shorten(str(value), MAX_PARAM_LENGTH)) for key, value in _flatten(params)]
+        for batch in _batches(entries, MAX_PARAMS_PER_BATCH):
+            try:
+                self._client.log_batch(self.run_id, params=batch)
+            except MlflowException as error:
+                raise ValueError(f"cannot log the parameters of run {self.run_id}: {error}") from error
+
+    def log_metrics(self, metrics: Mapping[str, float], step: int) -> None:
+        """Log the metrics of one step in one call. Values that are not finite are left out, with a warning per name.
+
+        MLflow would store infinity as 1.8e308, which ruins every chart, and one bad value should not end a long search.
+        """
+        self._log_metrics([(name, value, step) for name, value in metrics.items()])
+
+    def log_history(self, rows: Iterable[Mapping[str, float]]) -> None:
+        """Log many steps at once: each row holds `step` and metrics; values are treated as in `log_metrics`."""
+        self._log_metrics(
+            [(name, value, int(row["step"])) for row in rows for name, value in row.items() if name != "step"]
+        )
+
+    def log_artifact(self, path: Path | str, folder: str | None = None) -> None:
+        """Copy a file to the run, into `folder` of its artifacts.
+
+        Raises:
+            FileNotFoundError: there is no such file.
+        """
+        if not Path(path).is_file():
+            raise FileNotFoundError(f"artifact {path} does not exist or is not a file")
+        self._client.log_artifact(self.run_id, str(path), folder)
+
+    def set_description(self, markdown: str) -> None:
+        """Set the text at the top of the run's page."""
+        self._client.set_tag(self.run_id, "mlflow.note.content", _shorten(markdown, MAX_TAG_LENGTH))
+
+    def end(self, status: Literal["FINISHED", "FAILED", "KILLED"] = "FINISHED") -> None:
+        """Mark the run as ended."""
+        self._client.set_terminated(self.run_id, status)
+        self._is_ended = True
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        if self._is_ended:
+            return
+        if error is None:
+            self.end()
+            return
+        try:
+            self.end("KILLED" if isinstance(error, KeyboardInterrupt) else "FAILED")
+        except MlflowException as second:  # the first error matters more
+            _logger.warning("run %s stays marked as running: %s", self.run_id, second)
+
+    def _log_metrics(self, values: Sequence[tuple[str, float, int]]) -> None:
+        now = int(time.time() * 1000)
+        entries = []
+        for name, value, step in values:
+            if math.isfinite(value):
+                entries.append(Metric(name, float(value), now, step))
+            elif name not in self._skipped:
+                self._skipped.add(name)
+                _logger.warning(
+                    "metric %r is %s at step %d: values that are not finite are left out", name, value, step
+                )
+        for batch in _batches(entries, MAX_METRICS_PER_BATCH):
+            self._client.log_batch(self.run_id, metrics=batch)
+
+
+def _prepare(tracking_uri: str) -> tuple[str, Path | None]:
+    """Make sure that the URI leads somewhere; return it absolute, and the folder of artifacts of a database."""
+    if tracking_uri.startswith(("http://", "https://")):
+        _reach(tracking_uri)
+        return tracking_uri.rstrip("/"), None
+    path = tracking_uri.removeprefix(_SQLITE_PREFIX)
+    if path == tracking_uri or path in ("", ":memory:"):
+        raise ValueError(
+            "`tracking_uri` must be http://host:port or sqlite:///path/to/mlflow.db "
+            f"(put `mlflow server` in front of any other store), got {tracking_uri!r}"
+        )
+    database = Path(path).absolute()
+    artifacts = database.parent / "artifacts"
+    tracking_uri = f"{_SQLITE_PREFIX}{database}"
+    _create_database(database, tracking_uri, artifacts)
+    return tracking_uri, artifacts
+
+
+def _reach(tracking_uri: str) -> None:
+    """Ask the server once: mlflow itself would try for minutes."""
+    try:
+        with urllib.request.urlopen(f"{tracking_uri.rstrip('/')}/health", timeout=CONNECT_TIMEOUT):
+            pass
+    except urllib.error.HTTPError as error:
+        error.close()  # it answered; whether it is MLflow the next request tells
+    except (OSError, ValueError) as error:
+        raise ConnectionError(f"no MLflow server answers at {tracking_uri}: {error}") from error
+
+
+def _create_database(database: Path, tracking_uri: str, artifacts: Path) -> None:
+    """Create the tables, one process at a time: mlflow fails when two of them meet an empty database."""
+    from mlflow.store.tracking.sqlalchemy_store import SqlAlchemyStore  # here: clients of a server need no SQL
+
+    database.parent.mkdir(parents=True, exist_ok=True)
+    with _lock(database.with_name(f".{database.name}.lock")), _quiet("mlflow.store.db.utils", "alembic"):
+        SqlAlchemyStore(tracking_uri, artifacts.as_uri())
+
+
+@contextmanager
+def _lock(path: Path) -> Iterator[None]:
+    with path.open("w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)  # released when the file closes
+        yield
+
+
+@contextmanager
+def _quiet(*names: str) -> Iterator[None]:
+    """Hide progress messages of loggers, but not their warnings."""
+    levels = {name: logging.getLogger(name).level for name in names}
+    for name in names:
+        logging.getLogger(name).setLevel(logging.WARNING)
+    try:
+        yield
+    finally:
+        for name, level in levels.items():
+            logging.getLogger(name).setLevel(level)
+
+
+def _experiment(client: MlflowClient, name: str, artifacts: Path | None) -> Experiment:
+    experiment = client.get_experiment_by_name(name)
+    if experiment is None:
+        location = None if artifacts is None else (artifacts / re.sub(r"[^\w.-]+", "_", name)).as_uri()
+        try:
+            return client.get_experiment(client.create_experiment(name, artifact_location=location))
+        except MlflowException as error:
+            if error.error_code != "RESOURCE_ALREADY_EXISTS":
+                raise
+        experiment = client.get_experiment_by_name(name)  # another process was quicker
+    assert experiment is not None
+    if experiment.lifecycle_stage != "active":
+        raise ValueError(f"experiment {name!r} was deleted; restore it or choose another name")
+    return experiment
+
+
+def _resume(client: MlflowClient, run_id: str, *, run_name: str, experiment_id: str, tags: Mapping[str, str]) -> None:
+    run = client.get_run(run_id)
+    if run.info.experiment_id != experiment_id:
+        raise ValueError(f"run {run_id} is in experiment {run.info.experiment_id}, not in {experiment_id}")
+    client.update_run(run_id, status="RUNNING", name=run_name)
+    client.log_batch(run_id, tags=[RunTag(key, value) for key, value in tags.items()])
+
+
+def _flatten(params: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    for key, value in params.items():
+        if isinstance(value, Mapping):
+            yield from _flatten(value, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}", value
+
+
+def _shorten(text: str, length: int) -> str:
+    return text if len(text) <= length else text[: length - 3] + "..."
+
+
+def _batches(entries: Sequence[_T], size: int) -> Iterator[Sequence[_T]]:
+    for start in range(0, len(entries), size):
+        yield entries[start : start + size]

@@ -1,0 +1,150 @@
+"""Train a network on noisy patches with Eq. (14), in plain torch: no Ray, no MLflow.
+
+Called by `pipeline.retrain` inside a Ray Train worker, and directly by tests and benchmarks.
+arXiv 2502.13359, Section III-D.
+"""
+
+import math
+import time
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from pipeline.config import RetrainConfig
+from pipeline.data.patches import PatchSource
+from pipeline.losses import training_loss
+from pipeline.priors import Prior
+
+__all__ = ["Trainer"]
+
+
+class Trainer:
+    """Network, optimiser and data of one training, an epoch at a time.
+
+    Args:
+        network: maps (B, 3, H, W) to the denoised images; with a prior, its `features` gives the outputs of its parts.
+        source: where patches come from.
+        config: numbers of the training.
+        prior: for L_dp in the first `distill_share` of the training, or None.
+        seed: of the patches; workers use different ones.
+        device: where to train.
+        wrap: applied to the module that the optimiser sees, for example `ray.train.torch.prepare_model`.
+        num_workers: that share the batch.
+        max_seconds: train for so long instead of `num_epochs`; the schedule follows the clock. For comparisons at equal
+            time; results then depend on the machine.
+    """
+
+    def __init__(
+        self,
+        network: nn.Module,
+        source: PatchSource,
+        config: RetrainConfig,
+        *,
+        prior: Prior | None,
+        seed: int,
+        device: torch.device,
+        wrap: Callable[[nn.Module], nn.Module] = lambda module: module,
+        num_workers: int = 1,
+        max_seconds: float | None = None,
+    ) -> None:
+        self.network = network.to(device, memory_format=torch.channels_last).train()
+        self.source = source
+        self.config = config
+        self.prior = prior if config.distill_share > 0 else None
+        self.device = device
+        self.batch_size = config.batch_size // num_workers
+        self.max_seconds = max_seconds
+        self.generator = torch.Generator().manual_seed(seed)
+        self.module = wrap(_Outputs(self.network))
+        self.optimizer = torch.optim.Adam(self.network.parameters(), lr=config.learning_rate)
+        self.num_steps = 0
+        self.num_skipped = 0
+        self._started = time.perf_counter()
+
+    @property
+    def progress(self) -> float:
+        """Share of the training that is done, in [0, 1]."""
+        if self.max_seconds is not None:
+            return min(1.0, (time.perf_counter() - self._started) / self.max_seconds)
+        return self.num_steps / (self.config.num_epochs * self.config.steps_per_epoch)
+
+    def run_epoch(self) -> dict[str, float]:
+        """Train for `steps_per_epoch` steps, or until the time is up.
+
+        Returns:
+            Means over the epoch: `loss`, `seconds_per_step`; and `learning_rate` at its end.
+
+        Raises:
+            FloatingPointError: no step of the epoch had a finite loss.
+        """
+        start, total, steps = time.perf_counter(), 0.0, 0
+        for _ in range(self.config.steps_per_epoch):
+            if self.progress >= 1:
+                break
+            loss = self._step()
+            if math.isfinite(loss):
+                total += loss
+                steps += 1
+        if steps == 0:
+            raise FloatingPointError("no step of the epoch had a finite loss; lower `retrain.learning_rate`")
+        return {
+            "loss": total / steps,
+            "seconds_per_step": (time.perf_counter() - start) / steps,
+            "learning_rate": self.optimizer.param_groups[0]["lr"],
+        }
+
+    def _step(self) -> float:
+        config, progress = self.config, self.progress
+        for group in self.optimizer.param_groups:
+            span = config.learning_rate - config.final_learning_rate
+            group["lr"] = config.final_learning_rate + span * 0.5 * (1 + math.cos(math.pi * progress))
+        noisy, clean = (
+            t.to(self.device, memory_format=torch.channels_last)
+            for t in self.source.sample(self.batch_size, self.generator)
+        )
+        self.num_steps += 1
+        if self.prior is not None and progress < config.distill_share:
+            with torch.no_grad():
+                targets = self.prior.features(noisy)
+            features = self.module(noisy)
+            loss = training_loss(noisy + features[-1], clean, features, targets)  # Eq. (14)
+        else:
+            loss = training_loss(noisy + self.module(noisy)[-1], clean)
+        self.optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        value = loss.item()
+        if math.isfinite(value):
+            self.optimizer.step()
+        else:
+            self.num_skipped += 1
+        return value
+
+    def state(self) -> dict[str, Any]:
+        """Return everything that `load_state` needs to go on."""
+        return {
+            "network": self.network.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "generator": self.generator.get_state(),
+            "num_steps": self.num_steps,
+        }
+
+    def load_state(self, state: dict[str, Any]) -> None:
+        """Go on from what `state` returned."""
+        self.network.load_state_dict(state["network"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.generator.set_state(state["generator"].cpu())
+        self.num_steps = state["num_steps"]
+
+
+class _Outputs(nn.Module):
+    """What data-parallel training wraps: a forward pass that returns the outputs of the parts, the residual last."""
+
+    def __init__(self, network: nn.Module) -> None:
+        super().__init__()
+        self.network = network
+
+    def forward(self, noisy: Tensor) -> list[Tensor]:
+        features = getattr(self.network, "features", None)
+        return [self.network(noisy) - noisy] if features is None else features(noisy)

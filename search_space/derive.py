@@ -1,0 +1,106 @@
+"""From trained architecture parameters to a PartGenotype, and from a PartGenotype back to fixed choices.
+
+Called at the end of a part search. The paper says "decode": arXiv 2502.13359, Section III-B.
+"""
+
+import torch
+from torch import Tensor
+
+from search_space.arch_parameters import ArchParameters, Choices
+from search_space.estimators import Selection
+from search_space.genotype import CellGenotype, PartGenotype, keep_reachable
+from search_space.space import DIRECTIONS, WIDTHS, CellPosition, SearchSpace
+
+__all__ = ["DEFAULT_THRESHOLD", "choices_of", "derive", "keep_pathways"]
+
+DEFAULT_THRESHOLD = 0.5
+
+
+def keep_pathways(probabilities: Tensor, threshold: float) -> list[tuple[int, float]]:
+    """Return the smallest prefix of the sorted probabilities whose sum exceeds `threshold`, renormalised.
+
+    At 0.5, one of two or at most two of three pathways stay (E7): the two largest of three always sum to 2/3 or more.
+
+    Args:
+        probabilities: (K,) softmax values; zeros are pathways that do not exist.
+        threshold: in [0, 1).
+
+    Returns:
+        Pairs of index and weight in order of index, weights summing to 1; empty if nothing exists.
+    """
+    values = probabilities.detach().double().cpu()
+    order = [i for i in values.argsort(descending=True, stable=True).tolist() if values[i] > 0]
+    kept: list[int] = []
+    total = 0.0
+    for index in order:
+        kept.append(index)
+        total += values[index].item()
+        if total > threshold:
+            break
+    return [(index, values[index].item() / total) for index in sorted(kept)]
+
+
+def derive(arch: ArchParameters, *, threshold: float = DEFAULT_THRESHOLD) -> PartGenotype:
+    """Decide every choice: argmax of alpha and gamma, thresholded beta and delta, reachable cells only.
+
+    Args:
+        arch: architecture parameters of one part.
+        threshold: pathways are kept until their sum exceeds it.
+
+    Raises:
+        ValueError: `threshold` outside [0, 1).
+    """
+    if not 0 <= threshold < 1:
+        raise ValueError(f"`threshold` must lie in [0, 1), got {threshold}")
+    space = arch.space
+    p = arch.probabilities()
+    out_widths = {cell: WIDTHS[int(p["gamma"][n].argmax())] for n, cell in enumerate(space.cells)}
+    out_widths[CellPosition(0, 0)] = WIDTHS[0]
+    cells = [
+        CellGenotype(
+            position=cell,
+            op=space.candidate_ops[int(p["alpha"][n].argmax())],
+            in_width=out_widths[space.input_width_source(cell)],
+            out_width=out_widths[cell],
+            resolution_pathways=tuple((DIRECTIONS[i], w) for i, w in keep_pathways(p["beta"][n], threshold)),
+            dense_pathways=tuple(keep_pathways(p["delta"][n], threshold)),
+        )
+        for n, cell in enumerate(space.cells)
+    ]
+    return keep_reachable(cells, space)
+
+
+def choices_of(part: PartGenotype, space: SearchSpace) -> Choices:
+    """Return the choices that make a supernet of `space` compute `part`.
+
+    Cells that the part lacks get the first operator and the width that their reader expects; nothing reads the rest.
+
+    Raises:
+        ValueError: the part uses an operator that the space lacks.
+    """
+    by_position = {cell.position: cell for cell in part.cells}
+    wanted = {space.input_width_source(cell.position): cell.in_width for cell in part.cells}
+    ops, widths = [], []
+    resolution_weights = torch.zeros(len(space.cells), len(DIRECTIONS))
+    dense_weights = torch.zeros(len(space.cells), space.num_layers)
+    for n, position in enumerate(space.cells):
+        cell = by_position.get(position)
+        if cell is None:
+            ops.append((0,))
+            widths.append(WIDTHS.index(wanted.get(position, WIDTHS[0])))
+            continue
+        if cell.op not in space.candidate_ops:
+            raise ValueError(f"operator {cell.op!r} of cell {tuple(position)} is not in the space")
+        ops.append((space.candidate_ops.index(cell.op),))
+        widths.append(WIDTHS.index(cell.out_width))
+        for direction, weight in cell.resolution_pathways:
+            resolution_weights[n, DIRECTIONS.index(direction)] = weight
+        for layer, weight in cell.dense_pathways:
+            dense_weights[n, layer] = weight
+    return Choices(
+        ops=Selection(active=tuple(ops), factors=None),
+        widths=tuple(widths),
+        width_factors=None,
+        resolution_weights=resolution_weights,
+        dense_weights=dense_weights,
+    )

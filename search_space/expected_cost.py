@@ -1,0 +1,173 @@
+"""Expected cost of a part under its choice probabilities: the complexity regulariser, differentiable.
+
+Called in every architecture step. Eqs. (12), (13) of arXiv 2502.13359, with softmax probabilities in place of raw logits
+(E4) and resamplers, stems and tails priced too. A cost is anything that a function gives for an `OpSpec`: milliseconds
+from a latency table, parameters, multiply-adds.
+
+Legend: N cells, K candidate operations, W widths.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from ops import OpSpec
+from search_space.arch_parameters import ArchParameters
+from search_space.part import feature_size, frame_specs
+from search_space.space import DIRECTIONS, WIDTHS, CellPosition, SearchSpace
+
+__all__ = ["LEVEL_WEIGHTS", "CostModel", "PartCost", "space_op_specs"]
+
+Price = Callable[[OpSpec], float]
+LEVEL_WEIGHTS = {"alpha": 0.27, "beta": 0.27, "gamma": 0.46}  # Section III-C; beta carries delta
+
+
+@dataclass(frozen=True, kw_only=True)
+class PartCost:
+    """Expected costs of one part, scalars with gradients.
+
+    Attributes:
+        total: all four levels under their softmax, in the cost's own unit.
+        levels: for each of alpha, beta, gamma: that level under its softmax and the others uniform, in units of the
+            cost of the uniform architecture (Eq. 12).
+    """
+
+    total: Tensor
+    levels: dict[str, Tensor]
+
+    @property
+    def regulariser(self) -> Tensor:
+        """L_comp of Eq. (13), 1 for the uniform architecture."""
+        return torch.stack([weight * self.levels[name] for name, weight in LEVEL_WEIGHTS.items()]).sum()
+
+
+class CostModel:
+    """Costs of everything one part can contain, as tensors.
+
+    Args:
+        part_index: 0, 1 or 2.
+        space: the search space.
+        price: cost of one operator call.
+        height: of the image in pixels.
+        width: of the image in pixels.
+    """
+
+    def __init__(self, part_index: int, space: SearchSpace, price: Price, *, height: int, width: int) -> None:
+        self.space = space
+        cells, ops = space.cells, space.candidate_ops
+        self.op_costs = torch.zeros(len(cells), len(ops), len(WIDTHS), len(WIDTHS))  # (N, K, W_in, W_out)
+        self.resample_costs = torch.zeros(len(cells), len(DIRECTIONS), len(WIDTHS), len(WIDTHS))  # (N, 3, W_src, W_in)
+        self.tail_costs = torch.zeros(len(WIDTHS))
+        prices: dict[OpSpec, float] = {}
+
+        def priced(spec: OpSpec) -> float:
+            if spec not in prices:
+                prices[spec] = float(price(spec))
+            return prices[spec]
+
+        for i, in_width in enumerate(WIDTHS):
+            frame = frame_specs(part_index, space.num_channels, space.channels(in_width), height, width)
+            self.tail_costs[i] = priced(frame.pop("tail"))
+            self.frame_cost = sum(map(priced, frame.values()))
+            for j, out_width in enumerate(WIDTHS):
+                for n, cell in enumerate(cells):
+                    for k, name in enumerate(ops):
+                        spec = _spec(space, name, in_width, out_width, cell.resolution, height, width)
+                        self.op_costs[n, k, i, j] = priced(spec)
+                    for d, direction in enumerate(DIRECTIONS):
+                        if direction == "same" or direction not in space.directions(cell):
+                            continue
+                        resolution = space.source(cell, direction).resolution
+                        spec = _spec(space, direction, in_width, out_width, resolution, height, width)
+                        self.resample_costs[n, d, i, j] = priced(spec)
+
+    def to(self, device: torch.device) -> "CostModel":
+        """Move the cost tensors to `device`."""
+        for name in ("op_costs", "resample_costs", "tail_costs"):
+            setattr(self, name, getattr(self, name).to(device))
+        return self
+
+    @property
+    def minimum_frame_cost(self) -> float:
+        """Cost of the stem, the image output and the narrowest tail: what no choice of cells can save."""
+        return self.frame_cost + self.tail_costs.min().item()
+
+    def expected(self, arch: ArchParameters) -> PartCost:
+        """Return the expected costs for the current architecture parameters."""
+        soft, uniform = arch.probabilities(), arch.uniform_probabilities()
+        reference = self._cost(uniform).detach()
+        levels = {
+            "alpha": self._cost(uniform | {"alpha": soft["alpha"]}),
+            "beta": self._cost(uniform | {"beta": soft["beta"], "delta": soft["delta"]}),
+            "gamma": self._cost(uniform | {"gamma": soft["gamma"]}),
+        }
+        return PartCost(total=self._cost(soft), levels={name: cost / reference for name, cost in levels.items()})
+
+    def _cost(self, p: dict[str, Tensor]) -> Tensor:
+        """Sum over cells: probability that the last cell needs it x (operator + resamplers), plus stem and tail."""
+        space = self.space
+        full_width = torch.zeros(len(WIDTHS)).to(self.tail_costs)
+        full_width[0] = 1.0
+        widths = {cell: p["gamma"][n] for n, cell in enumerate(space.cells)} | {CellPosition(0, 0): full_width}
+        needed = self._reach_probabilities(p)
+        total = self.frame_cost + widths[space.last_cell] @ self.tail_costs
+        for n, cell in enumerate(space.cells):
+            in_width = widths[space.input_width_source(cell)]
+            cost = torch.einsum("k,kij,i,j->", p["alpha"][n], self.op_costs[n], in_width, widths[cell])
+            for d, direction in enumerate(DIRECTIONS):
+                if direction != "same" and direction in space.directions(cell):
+                    source_width = widths[space.source(cell, direction)]
+                    resample = torch.einsum("ij,i,j->", self.resample_costs[n, d], source_width, in_width)
+                    cost = cost + p["beta"][n, d] * resample
+            total = total + needed[cell] * cost
+        return total
+
+    def _reach_probabilities(self, p: dict[str, Tensor]) -> dict[CellPosition, Tensor]:
+        """Return for every cell the probability that some kept pathway leads from it to the last cell.
+
+        Pathways count as kept with their softmax probability, independently of each other.
+        """
+        space = self.space
+        one = torch.ones_like(p["beta"][0, 0])
+        unreached = {cell: one for cell in space.cells}
+        unreached[space.last_cell] = torch.zeros_like(one)
+        for n, cell in reversed(list(enumerate(space.cells))):
+            needed = 1 - unreached[cell]
+            pathways = [
+                (space.source(cell, direction), p["beta"][n, DIRECTIONS.index(direction)])
+                for direction in space.directions(cell)
+            ]
+            if "up" in space.directions(cell):
+                pathways.append((space.opened_from(cell), p["beta"][n, DIRECTIONS.index("up")]))
+            pathways += [
+                (CellPosition(cell.resolution, layer), p["delta"][n, layer]) for layer in space.dense_layers(cell)
+            ]
+            for source, probability in pathways:
+                if source in unreached:
+                    unreached[source] = unreached[source] * (1 - needed * probability)
+        return {cell: 1 - probability for cell, probability in unreached.items()}
+
+
+def space_op_specs(space: SearchSpace, *, height: int, width: int) -> list[OpSpec]:
+    """List every distinct operator call that any architecture of `space` can make: what a latency table must price."""
+    specs: dict[OpSpec, None] = {}
+
+    def record(spec: OpSpec) -> float:
+        specs[spec] = None
+        return 0.0
+
+    for part_index in range(3):
+        CostModel(part_index, space, record, height=height, width=width)
+    return list(specs)
+
+
+def _spec(
+    space: SearchSpace, name: str, in_width: int, out_width: int, resolution: int, height: int, width: int
+) -> OpSpec:
+    h, w = feature_size(height, width, resolution)
+    return OpSpec(
+        name=name, in_channels=space.channels(in_width), out_channels=space.channels(out_width),
+        base_channels=space.num_channels, height=h, width=w,
+    )  # fmt: skip

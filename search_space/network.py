@@ -1,0 +1,184 @@
+"""build_network: from a Genotype to a standalone denoiser, with its own or inherited weights.
+
+Used by retraining, evaluation and `denoise-nas denoise`.
+
+Legend: B batch, C channels, H height, W width.
+"""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+from ops import OpSpec, create_op, load_prefix
+from search_space.genotype import NUM_PARTS, CellGenotype, Genotype, PartGenotype
+from search_space.part import PartFrame, feature_size, frame_specs, mix
+from search_space.space import WIDTHS, CellPosition, SearchSpace
+from search_space.supernet import MixedCell, PartSupernet, cell_key
+
+__all__ = [
+    "DenoisingNetwork",
+    "PartNetwork",
+    "build_network",
+    "genotype_op_specs",
+    "inherit_weights",
+    "part_op_specs",
+    "source_weights",
+]
+
+
+class _Cell(nn.Module):
+    """One operator with its kept sources; the pathway weights are learnable scalars where there are several (E8)."""
+
+    def __init__(self, cell: CellGenotype, space: SearchSpace, out_widths: dict[CellPosition, int]) -> None:
+        super().__init__()
+        self.position = cell.position
+        self.in_channels = space.channels(cell.in_width)
+        self.directions = tuple(direction for direction, _ in cell.resolution_pathways)
+        specs = _cell_specs(cell, space, out_widths, height=1, width=1)
+        self.op = create_op(specs["op"])
+        self.up = create_op(specs["up"]) if "up" in specs else None
+        self.down = create_op(specs["down"]) if "down" in specs else None
+        self.sources = {d: space.source(cell.position, d) for d in self.directions}
+        self.opened_from = space.opened_from(cell.position)
+        weights = source_weights(cell)
+        self.source_keys = tuple(weights)
+        self.source_weights = nn.Parameter(torch.tensor(list(weights.values()))) if len(weights) > 1 else None
+
+    def forward(self, features: dict[CellPosition, Tensor]) -> Tensor:
+        resampled: dict[str, Tensor] = {}
+        if self.up is not None:
+            resampled["up"] = self.up(features[self.sources["up"]], features[self.opened_from], self.in_channels)
+        if self.down is not None:
+            resampled["down"] = self.down(features[self.sources["down"]], self.in_channels)
+        resolution = self.position.resolution
+        same = {key: features[CellPosition(resolution, key)] for key in self.source_keys if isinstance(key, int)}
+        weights: Sequence[Tensor | float] = [1.0] if self.source_weights is None else self.source_weights.unbind()
+        return self.op(mix(resampled, same, dict(zip(self.source_keys, weights, strict=True)), self.in_channels))
+
+
+class PartNetwork(PartFrame):
+    """One part of a derived network; same input and output as `PartSupernet`, without its candidates."""
+
+    def __init__(self, part_index: int, part: PartGenotype, space: SearchSpace) -> None:
+        super().__init__(part_index, space.num_channels, space.channels(part.cells[-1].out_width))
+        self.part = part
+        out_widths = _out_widths(part)
+        self.cells = nn.ModuleDict({cell_key(cell.position): _Cell(cell, space, out_widths) for cell in part.cells})
+        self.last_cell = space.last_cell
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map a noisy image or features to features or the residual image."""
+        stem = self.stem(x)
+        features = {CellPosition(0, 0): stem}
+        for cell in self.cells.values():
+            features[cell.position] = cell(features)
+        return self.close(x, stem, features[self.last_cell])
+
+
+class DenoisingNetwork(nn.Module):
+    """The three parts of a genotype in a row: denoised = noisy + residual."""
+
+    def __init__(self, genotype: Genotype) -> None:
+        super().__init__()
+        self.genotype = genotype
+        self.parts = nn.ModuleList(PartNetwork(i, part, genotype.space) for i, part in enumerate(genotype.parts))
+
+    def features(self, noisy: Tensor) -> list[Tensor]:
+        """Return the outputs of the three parts for `noisy` (B, 3, H, W): features, features, residual image."""
+        outputs = []
+        x = noisy
+        for part in self.parts:
+            x = part(x)
+            outputs.append(x)
+        return outputs
+
+    def forward(self, noisy: Tensor) -> Tensor:
+        """Denoise (B, 3, H, W) images of any size, in [0, 1] plus noise; the result is not clamped."""
+        return noisy + self.features(noisy)[-1]
+
+
+def build_network(genotype: Genotype) -> DenoisingNetwork:
+    """Build the denoiser of `genotype` with freshly initialised weights."""
+    return DenoisingNetwork(genotype)
+
+
+def inherit_weights(part: PartNetwork, supernet: PartSupernet) -> None:
+    """Copy into `part` the weights that `supernet` has for its operators, widths and resamplers.
+
+    Raises:
+        KeyError: the supernet lacks one of the part's operators.
+    """
+    load_prefix(part.stem, supernet.stem)
+    load_prefix(part.tail, supernet.tail)
+    if part.image is not None and supernet.image is not None:
+        load_prefix(part.image, supernet.image)
+    for key, cell in part.cells.items():
+        mixed: MixedCell = supernet.cells[key]
+        op = next(c.op for c in part.part.cells if c.position == cell.position)
+        if op not in mixed.ops:
+            raise KeyError(f"the supernet has no operator {op!r} in cell {key}")
+        load_prefix(cell.op, mixed.ops[op])
+        for resampler in ("up", "down"):
+            if getattr(cell, resampler) is not None:
+                load_prefix(getattr(cell, resampler), getattr(mixed, resampler))
+
+
+def source_weights(cell: CellGenotype) -> dict[str | int, float]:
+    """Return the weight of every source of a cell, O_RES and O_CONN averaged where both exist (see `MixedCell.gather`).
+
+    The feature one layer before, which both may keep, appears once.
+    """
+    share = 0.5 if cell.dense_pathways else 1.0
+    weights: dict[str | int, float] = {d: share * w for d, w in cell.resolution_pathways if d != "same"}
+    for layer, weight in cell.dense_pathways:
+        weights[layer] = share * weight
+    for direction, weight in cell.resolution_pathways:
+        if direction == "same":
+            layer = cell.position.layer - 1
+            weights[layer] = weights.get(layer, 0.0) + share * weight
+    return weights
+
+
+def part_op_specs(
+    part_index: int, part: PartGenotype, space: SearchSpace, *, height: int, width: int
+) -> list[OpSpec]:
+    """List every operator call of a part on a `height` x `width` image: what a latency table prices."""
+    last_channels = space.channels(part.cells[-1].out_width)
+    specs = list(frame_specs(part_index, space.num_channels, last_channels, height, width).values())
+    out_widths = _out_widths(part)
+    for cell in part.cells:
+        specs += _cell_specs(cell, space, out_widths, height=height, width=width).values()
+    return specs
+
+
+def genotype_op_specs(genotype: Genotype, *, height: int, width: int) -> list[list[OpSpec]]:
+    """Return `part_op_specs` of each of the three parts."""
+    return [
+        part_op_specs(i, genotype.parts[i], genotype.space, height=height, width=width) for i in range(NUM_PARTS)
+    ]
+
+
+def _out_widths(part: PartGenotype) -> dict[CellPosition, int]:
+    return {CellPosition(0, 0): WIDTHS[0]} | {cell.position: cell.out_width for cell in part.cells}
+
+
+def _cell_specs(
+    cell: CellGenotype, space: SearchSpace, out_widths: dict[CellPosition, int], *, height: int, width: int
+) -> dict[str, OpSpec]:
+    """Return the OpSpec of the operator and of each resampler, keyed `op`, `up`, `down`."""
+    in_channels = space.channels(cell.in_width)
+
+    def spec(name: str, in_channels: int, out_channels: int, resolution: int) -> OpSpec:
+        h, w = feature_size(height, width, resolution)
+        return OpSpec(
+            name=name, in_channels=in_channels, out_channels=out_channels, base_channels=space.num_channels,
+            height=h, width=w,
+        )  # fmt: skip
+
+    specs = {"op": spec(cell.op, in_channels, space.channels(cell.out_width), cell.position.resolution)}
+    for direction, _ in cell.resolution_pathways:
+        if direction != "same":
+            source = space.source(cell.position, direction)
+            specs[direction] = spec(direction, space.channels(out_widths[source]), in_channels, source.resolution)
+    return specs

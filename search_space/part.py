@@ -1,0 +1,93 @@
+"""What every part has around its cells: stem, tail and long skip, and the mixing of a cell's sources.
+
+Shared by `supernet` (all candidates) and `network` (one architecture), so that both compute the same thing.
+
+Legend: B batch, C channels, H height, W width.
+"""
+
+from collections.abc import Mapping
+
+from torch import Tensor, nn
+
+from ops import OpSpec, create_op, fit_channels
+
+__all__ = ["PartFrame", "feature_size", "mix"]
+
+LAST_PART = 2
+
+
+class PartFrame(nn.Module):
+    """Stem, tail, long skip and, in the last part, the image output; a subclass puts cells between.
+
+    Part 0 maps a noisy image (B, 3, H, W) to features (B, C, H, W), part 1 features to features, part 2 features to
+    the residual image (B, 3, H, W). The tail starts at zero, so an untrained part is its stem (part 0) or the identity
+    (parts 1 and 2) before the image output.
+    """
+
+    def __init__(self, part_index: int, num_channels: int, last_width_channels: int) -> None:
+        super().__init__()
+        if part_index not in (0, 1, 2):
+            raise ValueError(f"`part_index` must be 0, 1 or 2, got {part_index!r}")
+        self.part_index = part_index
+        specs = frame_specs(part_index, num_channels, last_width_channels, 1, 1)
+        self.stem = create_op(specs["stem"])
+        self.tail = create_op(specs["tail"])
+        for parameter in self.tail.parameters():
+            nn.init.zeros_(parameter)
+        self.image = create_op(specs["image"]) if part_index == LAST_PART else None
+
+    def close(self, x: Tensor, stem: Tensor, last: Tensor) -> Tensor:
+        """Add the long skip to the tail of the `last` cell's output; give the residual image in the last part."""
+        features = self.tail(last) + (stem if self.part_index == 0 else x)
+        return features if self.image is None else self.image(features)
+
+
+def frame_specs(
+    part_index: int, num_channels: int, last_channels: int, height: int, width: int
+) -> dict[str, OpSpec]:
+    """Return the OpSpec of `stem`, `tail` and, in the last part, `image`."""
+
+    def conv3x3(in_channels: int, out_channels: int) -> OpSpec:
+        return OpSpec(
+            name="conv3x3", in_channels=in_channels, out_channels=out_channels, base_channels=num_channels,
+            height=height, width=width,
+        )  # fmt: skip
+
+    specs = {
+        "stem": conv3x3(3 if part_index == 0 else num_channels, num_channels),
+        "tail": conv3x3(last_channels, num_channels),
+    }
+    if part_index == LAST_PART:
+        specs["image"] = conv3x3(num_channels, 3)
+    return specs
+
+
+def mix(
+    sources: Mapping[str, Tensor], same_resolution: Mapping[int, Tensor], weights: Mapping[str | int, Tensor | float],
+    channels: int,
+) -> Tensor:
+    """Weighted sum of a cell's sources, each cut or zero-padded to `channels`.
+
+    Args:
+        sources: resampled features, keyed `up`, `down`.
+        same_resolution: earlier features of the cell's resolution, keyed by layer.
+        weights: scalar per source under the same keys; a Python 1.0 costs nothing.
+        channels: of the result.
+    """
+    total: Tensor | None = None
+    for key, feature in (*sources.items(), *same_resolution.items()):
+        weight = weights[key]
+        term = fit_channels(feature, channels)
+        if not (isinstance(weight, float) and weight == 1.0):
+            term = term * weight
+        total = term if total is None else total + term
+    assert total is not None, "a cell without sources"
+    return total
+
+
+def feature_size(height: int, width: int, resolution: int) -> tuple[int, int]:
+    """Return height and width at `resolution`: stride 2 rounds up."""
+    scale = 2**resolution
+    return -(-height // scale), -(-width // scale)
+
+

@@ -1,0 +1,74 @@
+import math
+
+import numpy as np
+import pytest
+from scipy.ndimage import gaussian_filter
+
+from pipeline.metrics import psnr_db, ssim
+
+
+@pytest.fixture
+def pair() -> tuple[np.ndarray, np.ndarray]:
+    random = np.random.default_rng(0)
+    reference = random.integers(0, 256, (37, 31, 3), dtype=np.uint8)
+    image = np.clip(reference + random.normal(0, 25, reference.shape), 0, 255).round().astype(np.uint8)
+    return image, reference
+
+
+def ssim_by_formula(image: np.ndarray, reference: np.ndarray, data_range: float) -> float:
+    """Eq. 13 of Wang et al. 2004, one channel at a time, without the border where the window leaves the image."""
+    c1, c2 = (0.01 * data_range) ** 2, (0.03 * data_range) ** 2
+    means = []
+    for channel in range(3):
+        x, y = image[..., channel].astype(float), reference[..., channel].astype(float)
+        mean_x, mean_y = (gaussian_filter(z, 1.5, truncate=3.5) for z in (x, y))
+        variance_x = gaussian_filter(x * x, 1.5, truncate=3.5) - mean_x**2
+        variance_y = gaussian_filter(y * y, 1.5, truncate=3.5) - mean_y**2
+        covariance = gaussian_filter(x * y, 1.5, truncate=3.5) - mean_x * mean_y
+        similarity = (2 * mean_x * mean_y + c1) * (2 * covariance + c2)
+        similarity /= (mean_x**2 + mean_y**2 + c1) * (variance_x + variance_y + c2)
+        means.append(similarity[5:-5, 5:-5].mean())
+    return sum(means) / 3
+
+
+def test_psnr_agrees_with_the_sum_over_all_pixels(pair: tuple[np.ndarray, np.ndarray]) -> None:
+    image, reference = pair
+    squares = sum((int(a) - int(b)) ** 2 for a, b in zip(image.flat, reference.flat, strict=True))
+    expected = 20 * math.log10(255 / math.sqrt(squares / image.size))
+    assert psnr_db(image, reference, data_range=255) == pytest.approx(expected, rel=1e-12)
+
+
+def test_psnr_does_not_depend_on_the_scale(pair: tuple[np.ndarray, np.ndarray]) -> None:
+    image, reference = pair
+    scaled = psnr_db(image / 255, reference / 255, data_range=1)
+    assert scaled == pytest.approx(psnr_db(image, reference, data_range=255), rel=1e-12)
+
+
+def test_psnr_of_equal_images_is_infinite_and_of_nearly_equal_ones_is_not() -> None:
+    black = np.zeros((16, 16, 3), dtype=np.float64)
+    assert psnr_db(black, black, data_range=1) == math.inf
+    assert psnr_db(black, black + 1e-12, data_range=1) == pytest.approx(240)
+
+
+def test_ssim_agrees_with_the_formula(pair: tuple[np.ndarray, np.ndarray]) -> None:
+    image, reference = pair
+    assert ssim(image, reference, data_range=255) == pytest.approx(ssim_by_formula(image, reference, 255), rel=1e-9)
+
+
+def test_ssim_of_equal_images_is_one(pair: tuple[np.ndarray, np.ndarray]) -> None:
+    assert ssim(pair[1], pair[1], data_range=255) == pytest.approx(1)
+
+
+@pytest.mark.parametrize("metric", [psnr_db, ssim])
+def test_metrics_refuse_what_cannot_be_compared(metric) -> None:
+    image = np.zeros((16, 16, 3), dtype=np.uint8)
+    with pytest.raises(ValueError, match=r"agree in shape, got \(16, 16, 3\) and \(16, 15, 3\)"):
+        metric(image, image[:, :15], data_range=255)
+    with pytest.raises(ValueError, match="`data_range` must be positive, got 0"):
+        metric(image, image, data_range=0)
+
+
+def test_ssim_refuses_images_smaller_than_its_window() -> None:
+    image = np.zeros((10, 16, 3), dtype=np.uint8)
+    with pytest.raises(ValueError, match=r"at least 11 pixels, got \(10, 16, 3\)"):
+        ssim(image, image, data_range=255)
