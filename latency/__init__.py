@@ -3,6 +3,7 @@
 from latency.build import SentinelRule, build_table, time_op
 from latency.device import DeviceInfo
 from latency.measure import Timing, TimingRule, measure, measure_network_ms, pinned_threads
+from latency.memory import freed_memory_is_kept, keep_freed_memory
 from latency.predict import predict_latency_ms
 from latency.table import LatencyTable
 
@@ -13,6 +14,8 @@ __all__ = [
     "Timing",
     "TimingRule",
     "build_table",
+    "freed_memory_is_kept",
+    "keep_freed_memory",
     "measure",
     "measure_network_ms",
     "pinned_threads",

@@ -11,8 +11,6 @@ from torch import Tensor, nn
 from ops.slimmable import SlimmableConv2d
 from ops.spec import OpSpec
 
-__all__ = ["create_op", "list_ops", "register_op"]
-
 OpBuilder = Callable[[OpSpec], nn.Module]
 
 

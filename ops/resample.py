@@ -6,12 +6,28 @@ Built by `search_space` through `create_op` and priced by `latency`, but not on 
 Legend: B batch, C channels, H height, W width.
 """
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ops.registry import register_op
 from ops.slimmable import SlimmableConv2d, fit_channels
 from ops.spec import OpSpec
+
+
+class WeightedSum(nn.Module):
+    """What one more source of a cell costs: two features weighted and summed. Stands in tables, not in networks."""
+
+    weights: Tensor
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("weights", torch.full((2,), 0.5), persistent=False)
+
+    def forward(self, x: Tensor, out_channels: int | None = None) -> Tensor:
+        """Sum (B, C, H, W) with itself, as a cell sums two sources."""
+        x = x if out_channels is None else fit_channels(x, out_channels)
+        return torch.addcmul(x * self.weights[0], x, self.weights[1])
 
 
 class UpFuse(nn.Module):
@@ -72,3 +88,8 @@ def _up(spec: OpSpec) -> nn.Module:
 def _conv3x3(spec: OpSpec) -> nn.Module:
     """A plain 3x3 convolution without activation: stems, tails and the residual image."""
     return SlimmableConv2d(spec.in_channels, spec.out_channels, 3)
+
+
+@register_op("add", candidate=False)
+def _add(spec: OpSpec) -> nn.Module:
+    return WeightedSum()

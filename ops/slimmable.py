@@ -13,8 +13,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-__all__ = ["SlimmableConv2d", "SlimmableLinear", "fit_channels", "load_prefix"]
-
 
 class SlimmableConv2d(nn.Conv2d):
     """A stride-1 or strided convolution that runs at any prefix of its input and output channels.

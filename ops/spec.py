@@ -6,8 +6,6 @@ Created by `search_space` for every cell, stem, tail and resampler; read by `ops
 from dataclasses import asdict, dataclass
 from typing import Any
 
-__all__ = ["OpSpec"]
-
 
 @dataclass(frozen=True, kw_only=True, order=True)
 class OpSpec:

@@ -17,7 +17,9 @@ from ops.spec import OpSpec
 
 WINDOW_SIZE = 8  # pixels; SwinIR's for denoising
 MLP_RATIO = 2  # hidden features per channel; SwinIR's
-MAX_LOGITS = 2**20  # computed at a time
+# Attention logits computed at a time. Forward and backward of (8, 16, 48, 48) on one CPU thread, November 2026: 123 ms,
+# 215 ms all at once; F.scaled_dot_product_attention took longer still, and its 5-D form did not export to ONNX.
+MAX_LOGITS = 2**20
 INIT_STD = 0.02  # of the truncated normal distribution of all weights; Swin's
 
 
@@ -103,9 +105,9 @@ class WindowLayer(nn.Module):
         # Beside heads this small the logits outweigh all else, so only as many windows at a time as stay in the cache.
         slice_size = max(1, MAX_LOGITS // (batch * num_heads * num_tokens**2))
         slices = []
-        for start, (q, k, v) in enumerate(zip(*(t.split(slice_size, dim=1) for t in (query, key, value)), strict=True)):
+        for index, (q, k, v) in enumerate(zip(*(t.split(slice_size, dim=1) for t in (query, key, value)), strict=True)):
             logits = torch.matmul(q, k.transpose(-1, -2))  # (B, g, K, N, N)
-            logits += bias if mask is None else bias + mask[start * slice_size : (start + 1) * slice_size]
+            logits += bias if mask is None else bias + mask[index * slice_size : (index + 1) * slice_size]
             slices.append(torch.matmul(logits.softmax(dim=-1), v))  # (B, g, K, N, D)
         attended = torch.cat(slices, dim=1).transpose(2, 3).flatten(-2)  # (B, G, K, N, D) -> (B, G, N, C)
         return self.projection(attended, channels)

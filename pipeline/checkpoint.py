@@ -13,8 +13,6 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-__all__ = ["load_checkpoint", "load_weights", "save_checkpoint", "save_weights", "write_atomically"]
-
 
 def write_atomically(path: Path | str, text: str) -> None:
     """Write `text` so that `path` never holds half of it."""

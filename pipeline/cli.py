@@ -11,10 +11,9 @@ from typing import Any
 
 from rich.console import Console
 
+from latency import keep_freed_memory
 from pipeline.config import Config, list_presets, load_config
 from pipeline.report import ProgressReport, score_table, summary_table
-
-__all__ = ["main"]
 
 _EPILOG = """examples:
   denoise-nas run --config quick
@@ -31,6 +30,7 @@ def main(arguments: list[str] | None = None) -> int:
     logging.basicConfig(level=logging.INFO if options.verbose else logging.WARNING, format="%(name)s: %(message)s")
     if not options.verbose:
         logging.getLogger("alembic").setLevel(logging.ERROR)
+    keep_freed_memory()
     console = Console()
     try:
         options.command(options, console)
@@ -274,7 +274,9 @@ def _parser() -> argparse.ArgumentParser:
         sub = add(commands, name, command, text, configured=False)
         sub.add_argument("model", help="folder of a run, model.safetensors, name of a shipped prior, or a checkpoint")
         sub.add_argument("--device", default="cpu", help="cpu or cuda; default cpu")
-        sub.add_argument("--tile-size", type=int, help="work in tiles of this size, for images that do not fit in memory")
+        sub.add_argument(
+            "--tile-size", type=int, help="work in tiles of this size, for images that do not fit in memory"
+        )
         if name == "evaluate":
             sub.add_argument("--data", help="folder of clean images; default: the validation photographs")
             sub.add_argument("--sigma-255", type=float, default=25.0, help="noise in grey levels; default 25")

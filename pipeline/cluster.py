@@ -14,8 +14,6 @@ from pathlib import Path
 
 from pipeline.config import RayConfig
 
-__all__ = ["load_op_files", "ray_session", "read_op_files"]
-
 # Read by Ray when it is imported or started: no statistics sent, no token file written for a cluster that lives for
 # one command on this machine, Ray Train's current implementation, no fatal limit on memory shared with others.
 _ENVIRONMENT = {

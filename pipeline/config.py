@@ -19,23 +19,6 @@ import yaml
 from pipeline.data.noise import NOISE_MODELS
 from search_space import DEFAULT_OPS, ESTIMATORS
 
-__all__ = [
-    "Config",
-    "DataConfig",
-    "EvaluateConfig",
-    "LatencyConfig",
-    "NoiseConfig",
-    "PriorConfig",
-    "PriorTrainConfig",
-    "RayConfig",
-    "RetrainConfig",
-    "SearchConfig",
-    "SpaceConfig",
-    "TrackingConfig",
-    "list_presets",
-    "load_config",
-]
-
 PHOTOGRAPHS = "photographs"
 
 

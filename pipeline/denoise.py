@@ -12,8 +12,6 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor, nn
 
-__all__ = ["denoise_image"]
-
 
 def denoise_image(
     model: nn.Module,

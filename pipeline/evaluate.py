@@ -20,8 +20,6 @@ from pipeline.data.noise import add_test_awgn
 from pipeline.denoise import denoise_image
 from pipeline.metrics import SSIM_WINDOW_SIZE, psnr_db, ssim
 
-__all__ = ["ImageScore", "evaluate_denoiser", "mean_score"]
-
 DATA_RANGE = 255  # all images are scored as uint8
 
 

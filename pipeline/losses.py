@@ -8,8 +8,6 @@ from collections.abc import Sequence
 import torch.nn.functional as F
 from torch import Tensor
 
-__all__ = ["feature_distance", "training_loss"]
-
 
 def feature_distance(features: Tensor, target: Tensor) -> Tensor:
     """Return L_dp of Eq. (11) without a unit: squared error over the mean square of the prior's features.

@@ -8,8 +8,6 @@ import math
 
 import numpy as np
 
-__all__ = ["psnr_db", "ssim"]
-
 SSIM_SIGMA = 1.5  # pixels; skimage cuts the Gaussian at 3.5 sigma, so its window is 11 pixels wide, as published
 SSIM_WINDOW_SIZE = 11
 

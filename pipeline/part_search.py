@@ -24,9 +24,8 @@ from search_space import (
     SearchSpace,
     derive,
     inherit_weights,
+    restrict_to_budget,
 )
-
-__all__ = ["PartSearchResult", "search_part"]
 
 Log = Callable[[int, dict[str, float]], None]
 
@@ -85,6 +84,8 @@ def search_part(
     generator = torch.Generator().manual_seed(seed * 3 + part_index)
     supernet = PartSupernet(part_index, space, generator=generator)
     supernet.to(device, memory_format=torch.channels_last)
+    if target_cost is not None:
+        restrict_to_budget(supernet.arch, costs.to(device), target_cost)
     search = _PartSearch(supernet, data, costs.to(device), config, target_cost, generator)
     first_epoch = 0
     if checkpoint_path is not None and checkpoint_path.exists():

@@ -21,8 +21,6 @@ from matplotlib.patches import Rectangle
 from pipeline.evaluate import DATA_RANGE
 from pipeline.metrics import psnr_db
 
-__all__ = ["ComparisonRow", "comparison_figure", "most_detailed_crop"]
-
 CROP_STEP = 4  # pixels between the crops that compete
 _ACCENT = "#ffb000"
 _BLACK = "#202124"

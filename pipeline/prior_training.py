@@ -20,8 +20,6 @@ from pipeline.config import PriorTrainConfig
 from pipeline.data.patches import PatchSource
 from pipeline.priors.base import Prior
 
-__all__ = ["train_prior"]
-
 _logger = logging.getLogger(__name__)
 _WARMUP_STEPS = 200
 

@@ -9,8 +9,6 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Table
 
-__all__ = ["ProgressReport", "score_table", "summary_table"]
-
 _LINE_SECONDS = 15.0  # between lines where there is no terminal to draw a bar on
 
 

@@ -20,6 +20,7 @@ import torch
 from ray.util.queue import Queue
 from torch import Tensor
 
+from latency import keep_freed_memory
 from pipeline.checkpoint import load_checkpoint, save_checkpoint
 from pipeline.cluster import load_op_files, read_op_files
 from pipeline.config import Config
@@ -27,8 +28,6 @@ from pipeline.data.patches import PatchSource
 from pipeline.priors import load_prior
 from pipeline.training import Trainer
 from search_space import Genotype, build_network
-
-__all__ = ["retrain", "train_worker"]
 
 EpochLog = Callable[[int, dict[str, float]], None]
 _STATE_FILE = "state.pt"
@@ -108,6 +107,7 @@ def train_worker(settings: dict[str, Any]) -> None:
         settings: what `retrain` puts together: configuration, genotype, references to images and weights.
     """
     config: Config = settings["config"]
+    keep_freed_memory()
     load_op_files(settings["op_sources"])
     torch.set_num_threads(config.retrain.threads_per_worker)
     context = ray.train.get_context()

@@ -42,8 +42,6 @@ from search_space import (
 if TYPE_CHECKING:
     from pipeline.tracking import Tracker  # mlflow is imported by commands that record
 
-__all__ = ["Run", "load_denoiser", "open_run"]
-
 ARTIFACTS = (
     "config.yaml", "genotype.json", "genotype.svg", "comparison.png", "latency.parquet", "model.safetensors",
 )  # fmt: skip
@@ -338,7 +336,9 @@ def locked(folder: Path) -> Iterator[None]:
         try:
             fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            raise ValueError(f"another process is working in {folder}; wait for it or choose another `output`") from None
+            raise ValueError(
+                f"another process is working in {folder}; wait for it or choose another `output`"
+            ) from None
         yield
 
 
@@ -466,5 +466,3 @@ def _draw(genotype: Genotype, results: dict[str, Any], path: Path) -> None:
         f"{results['latency_image_size']} x {results['latency_image_size']}"
     )
     draw_genotype(genotype, path, caption=caption)
-
-

@@ -15,6 +15,7 @@ import numpy as np
 import ray
 import torch
 
+from latency import keep_freed_memory
 from ops import OpSpec
 from pipeline.cluster import load_op_files, read_op_files
 from pipeline.config import Config
@@ -31,8 +32,6 @@ from pipeline.data.patches import PatchSource
 from pipeline.part_search import PartSearchResult, search_part
 from pipeline.priors import NUM_PARTS, Prior, load_prior
 from search_space import CostModel, Genotype, SearchSpace, op_macs, op_num_parameters
-
-__all__ = ["SearchInputs", "SearchResult", "cost_models", "prepare_inputs", "search"]
 
 EpochLog = Callable[[int, int, dict[str, float]], None]
 _POLL_SECONDS = 0.5
@@ -134,15 +133,8 @@ def search(
     Raises:
         RuntimeError: a part search failed; the message names the part and the cause.
     """
+    actors = start_part_actors(config, space, costs, checkpoint_folder=checkpoint_folder)
     shared = ray.put(inputs)
-    targets = part_targets(config, space, costs)
-    actors: list[Any] = [
-        _PartActor.options(  # type: ignore[attr-defined]
-            num_cpus=config.ray.cpus_per_part, num_gpus=config.ray.gpus_per_part
-        ).remote(i, config, asdict(space), costs[i], targets[i], str(checkpoint_folder.absolute()),
-                 read_op_files(config.space.op_files))
-        for i in range(NUM_PARTS)
-    ]  # fmt: skip
     runs = [actor.run.remote(shared) for actor in actors]
     try:
         pending = list(runs)
@@ -162,6 +154,25 @@ def search(
         parts=tuple(result.part for result in results),
     )
     return SearchResult(genotype=genotype, parts=tuple(results))
+
+
+def start_part_actors(
+    config: Config, space: SearchSpace, costs: list[CostModel], *, checkpoint_folder: Path
+) -> list[Any]:
+    """Start one process per part; needs an initialised Ray.
+
+    Returns:
+        Actors whose `run` takes a reference to `SearchInputs` and returns a `PartSearchResult`.
+    """
+    targets = part_targets(config, space, costs)
+    op_sources = read_op_files(config.space.op_files)
+    actors = [
+        _PartActor.options(  # type: ignore[attr-defined]
+            num_cpus=config.ray.cpus_per_part, num_gpus=config.ray.gpus_per_part
+        ).remote(i, config, asdict(space), costs[i], targets[i], str(checkpoint_folder.absolute()), op_sources)
+        for i in range(NUM_PARTS)
+    ]
+    return actors
 
 
 def part_targets(config: Config, space: SearchSpace, costs: list[CostModel]) -> list[float | None]:
@@ -218,9 +229,16 @@ class _PartActor:
     """One part search in its own process; `poll` answers while `run` works."""
 
     def __init__(
-        self, part_index: int, config: Config, space: dict[str, Any], costs: CostModel, target: float | None,
-        checkpoint_folder: str, op_sources: dict[str, str],
+        self,
+        part_index: int,
+        config: Config,
+        space: dict[str, Any],
+        costs: CostModel,
+        target: float | None,
+        checkpoint_folder: str,
+        op_sources: dict[str, str],
     ) -> None:
+        keep_freed_memory()
         load_op_files(op_sources)
         torch.set_num_threads(config.search.threads_per_part)
         self.part_index = part_index

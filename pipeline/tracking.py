@@ -28,8 +28,6 @@ from mlflow import MlflowClient  # noqa: E402  the settings above come first
 from mlflow.entities import Experiment, Metric, Param, RunTag  # noqa: E402
 from mlflow.exceptions import MlflowException  # noqa: E402
 
-__all__ = ["Tracker"]
-
 # Limits of MLflow's API, see mlflow.utils.validation.
 MAX_METRICS_PER_BATCH = 1000
 MAX_PARAMS_PER_BATCH = 100

@@ -17,8 +17,6 @@ from pipeline.data.patches import PatchSource
 from pipeline.losses import training_loss
 from pipeline.priors import Prior
 
-__all__ = ["Trainer"]
-
 
 class Trainer:
     """Network, optimiser and data of one training, an epoch at a time.

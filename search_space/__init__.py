@@ -14,7 +14,7 @@ from search_space.complexity import (
 )
 from search_space.derive import DEFAULT_THRESHOLD, choices_of, derive
 from search_space.estimators import ESTIMATORS, Estimator, Selection, select
-from search_space.expected_cost import LEVEL_WEIGHTS, CostModel, PartCost, space_op_specs
+from search_space.expected_cost import LEVEL_WEIGHTS, CostModel, PartCost, restrict_to_budget, space_op_specs
 from search_space.genotype import NUM_PARTS, CellGenotype, Genotype, PartGenotype
 from search_space.network import (
     DenoisingNetwork,
@@ -64,6 +64,7 @@ __all__ = [
     "op_macs",
     "op_num_parameters",
     "part_op_specs",
+    "restrict_to_budget",
     "sample_genotype",
     "sample_part",
     "select",

@@ -12,10 +12,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from search_space.estimators import Estimator, Selection, gumbel_straight_through, select
+from search_space.estimators import OUT_OF_CHOICE, Estimator, Selection, gumbel_straight_through, select
 from search_space.space import DIRECTIONS, WIDTHS, SearchSpace
-
-__all__ = ["ArchParameters", "Choices"]
 
 _INITIAL_SPREAD = 1e-3
 
@@ -40,7 +38,7 @@ class Choices:
 
 
 class ArchParameters(nn.Module):
-    """Logits of every choice of one part; pathways that do not exist are masked.
+    """Logits of every choice of one part; what does not exist or is out of budget is masked.
 
     Attributes:
         alpha: (N, K) operator.
@@ -48,6 +46,10 @@ class ArchParameters(nn.Module):
         gamma: (N, W) output width, in the order of `WIDTHS`.
         delta: (N, L) dense connection from layer 0 .. L - 1.
     """
+
+    has_op: Tensor
+    has_direction: Tensor
+    has_layer: Tensor
 
     def __init__(self, space: SearchSpace, *, generator: torch.Generator) -> None:
         super().__init__()
@@ -63,13 +65,14 @@ class ArchParameters(nn.Module):
         self.delta = logits(space.num_layers)
         has_direction = [[d in space.directions(cell) for d in DIRECTIONS] for cell in space.cells]
         has_layer = [[layer in space.dense_layers(cell) for layer in range(space.num_layers)] for cell in space.cells]
+        self.register_buffer("has_op", torch.ones_like(self.alpha, dtype=torch.bool), persistent=False)
         self.register_buffer("has_direction", torch.tensor(has_direction), persistent=False)
         self.register_buffer("has_layer", torch.tensor(has_layer), persistent=False)
 
     def probabilities(self) -> dict[str, Tensor]:
         """Return the softmax of every level, keyed alpha, beta, gamma, delta; 0 at pathways that do not exist."""
         return {
-            "alpha": self.alpha.softmax(dim=-1),
+            "alpha": _masked_softmax(self.alpha, self.has_op),
             "beta": _masked_softmax(self.beta, self.has_direction),
             "gamma": self.gamma.softmax(dim=-1),
             "delta": _masked_softmax(self.delta, self.has_layer),
@@ -78,7 +81,7 @@ class ArchParameters(nn.Module):
     def uniform_probabilities(self) -> dict[str, Tensor]:
         """Return what `probabilities` gives for equal logits."""
         return {
-            "alpha": torch.zeros_like(self.alpha).softmax(dim=-1),
+            "alpha": _masked_softmax(torch.zeros_like(self.alpha), self.has_op),
             "beta": _masked_softmax(torch.zeros_like(self.beta), self.has_direction),
             "gamma": torch.zeros_like(self.gamma).softmax(dim=-1),
             "delta": _masked_softmax(torch.zeros_like(self.delta), self.has_layer),
@@ -88,8 +91,9 @@ class ArchParameters(nn.Module):
         """Return the mean entropy of every level as a share of its maximum: 1 undecided, 0 decided."""
         shares = {}
         with torch.no_grad():
+            uniform = self.uniform_probabilities()
             for name, p in self.probabilities().items():
-                num_options = (p > 0).sum(dim=-1)
+                num_options = (uniform[name] > 0).sum(dim=-1)  # not p > 0: a decided softmax underflows to 0
                 open_rows = num_options > 1
                 entropy = -(p * p.clamp_min(1e-12).log()).sum(dim=-1)[open_rows]
                 maximum = num_options[open_rows].to(p).log()
@@ -109,7 +113,11 @@ class ArchParameters(nn.Module):
         """
         p = self.probabilities()
         ops = select(
-            self.alpha, estimator=estimator, temperature=temperature, generator=generator, with_gradient=with_gradient
+            self.alpha.masked_fill(~self.has_op, OUT_OF_CHOICE),
+            estimator=estimator,
+            temperature=temperature,
+            generator=generator,
+            with_gradient=with_gradient,
         )
         width_factors = gumbel_straight_through(self.gamma, temperature=temperature, generator=generator)  # Eq. (9)
         widths = tuple(width_factors.detach().argmax(dim=-1).tolist())

@@ -4,7 +4,7 @@ Two of the three costs a search can be regularised with (the third is a latency 
 Multiply-adds (MACs) count convolutions and matrix products; torch's FLOPs are twice as many.
 """
 
-from functools import lru_cache
+from functools import cache
 
 import torch
 from torch import nn
@@ -14,17 +14,15 @@ from ops import OpSpec, create_op
 from search_space.genotype import Genotype
 from search_space.network import genotype_op_specs
 
-__all__ = ["genotype_macs", "genotype_num_parameters", "network_macs", "num_parameters", "op_macs", "op_num_parameters"]
 
-
-@lru_cache(maxsize=None)
+@cache
 def op_num_parameters(spec: OpSpec) -> int:
     """Return the number of parameters of one operator."""
     with torch.device("meta"):
         return num_parameters(create_op(spec))
 
 
-@lru_cache(maxsize=None)
+@cache
 def op_macs(spec: OpSpec) -> int:
     """Return the multiply-adds of one operator on one image of the size in `spec`."""
     with torch.device("meta"):

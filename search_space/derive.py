@@ -11,8 +11,6 @@ from search_space.estimators import Selection
 from search_space.genotype import CellGenotype, PartGenotype, keep_reachable
 from search_space.space import DIRECTIONS, WIDTHS, CellPosition, SearchSpace
 
-__all__ = ["DEFAULT_THRESHOLD", "choices_of", "derive", "keep_pathways"]
-
 DEFAULT_THRESHOLD = 0.5
 
 

@@ -12,6 +12,7 @@ import matplotlib
 from matplotlib.artist import Artist
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.legend import Legend
 from matplotlib.lines import Line2D
 from matplotlib.patches import Circle, FancyArrowPatch, FancyBboxPatch, Patch
 from matplotlib.path import Path as Curve
@@ -21,8 +22,6 @@ from search_space.complexity import genotype_num_parameters
 from search_space.genotype import CellGenotype, Genotype, PartGenotype
 from search_space.part import LAST_PART
 from search_space.space import CellPosition, SearchSpace
-
-__all__ = ["draw_genotype"]
 
 Point = tuple[float, float]
 
@@ -46,9 +45,10 @@ _PALETTE = (
     ("#eceff1", "#90a4ae"), ("#fde7b5", "#d99a1c"), ("#fbd3d6", "#d1606b"), ("#d5efc5", "#649f3b"),
     ("#f3d6ee", "#b15fa5"), ("#fbdcc4", "#d27b3b"), ("#e6e3c8", "#8f8a4a"), ("#dcd7f7", "#6b5fc0"),
 )  # fmt: skip
+_DROPPED: dict[str, Any] = {"facecolor": "white", "edgecolor": _FAINT, "linewidth": 0.8, "linestyle": (0, (3, 3))}
 _LINES: dict[str, dict[str, Any]] = {
     "pathway": {"color": _INK, "linewidth": 1.1, "zorder": 2.4},
-    "dense": {"color": "#9b7fc4", "linewidth": 1.1, "zorder": 2.2},
+    "dense": {"color": "#ab92d0", "linewidth": 1.0, "zorder": 2.2},
     "detail": {"color": "#00897b", "linewidth": 1.2, "zorder": 2.3, "linestyle": (0, (1, 1.6))},
     "skip": {"color": "#d3b98a", "linewidth": 1.1, "zorder": 2.0},
 }
@@ -235,8 +235,8 @@ def _draw_pathways(canvas: _Canvas, cell: CellGenotype, part: PartGenotype, spac
         _arrow(canvas, [start, end], gid=f"{direction}_{name}")
         if direction == "up":
             source = space.opened_from(target)  # x_{s,m} of Eq. (1)
-            bend = -_dip(target.layer - source.layer) / _CURVE_PEAK
-            _curve(canvas, canvas.port(source, 0.5, -1), canvas.port(target, -0.5, -1), bend, "detail", f"detail_{name}")
+            start, end = canvas.port(source, 0.5, -1), canvas.port(target, -0.5, -1)
+            _curve(canvas, start, end, -_dip(target.layer - source.layer) / _CURVE_PEAK, "detail", f"detail_{name}")
     layers = sorted((layer for layer, _ in cell.dense_pathways), reverse=True)
     for layer in layers:
         source = CellPosition(target.resolution, layer)
@@ -276,7 +276,7 @@ def _box(
     colours: tuple[str, str] = ("white", _GREY), gid: str,
 ) -> None:  # fmt: skip
     """Draw a cell; without a name, the faint outline of a dropped one."""
-    look: dict[str, Any] = {"facecolor": "white", "edgecolor": _FAINT, "linewidth": 0.8, "linestyle": (0, (3, 3))}
+    look = _DROPPED
     if name:
         look = {"facecolor": colours[0], "edgecolor": colours[1], "linewidth": 1.0}
         _text(canvas.axes, canvas.port(position, 0, 0.36), name, _NAME_SIZE)
@@ -291,11 +291,14 @@ def _box(
 def _arrow(canvas: _Canvas, points: list[Point], *, style: str = "pathway", gid: str, curved: bool = False) -> None:
     """Draw an arrow along `points`, or along the cubic curve that they control."""
     codes = [Curve.MOVETO] + [Curve.CURVE4 if curved else Curve.LINETO] * (len(points) - 1)
-    arrow = FancyArrowPatch(
-        path=Curve(points, codes), arrowstyle="-|>,head_length=0.4,head_width=0.18", mutation_scale=10,
-        joinstyle="miter", capstyle="butt", gid=f"part{canvas.part_index}_{gid}", **_LINES[style],
-    )  # fmt: skip
-    canvas.axes.add_patch(arrow)
+    look: dict[str, Any] = {"arrowstyle": "-|>,head_length=0.4,head_width=0.18", "mutation_scale": 10}
+    look |= {"joinstyle": "miter", "capstyle": "butt", "gid": f"part{canvas.part_index}_{gid}"} | _LINES[style]
+    if "linestyle" in look:  # dots would break up the head, so it is drawn by itself
+        canvas.axes.add_patch(FancyArrowPatch(path=Curve(points, codes), **look | {"arrowstyle": "-"}))
+        (x, y), (_, bend) = points[-1], points[-2]
+        points, codes = [(x, y + (0.1 if bend > y else -0.1)), (x, y)], codes[:1] + [Curve.LINETO]
+        look |= {"linestyle": "-", "linewidth": 0.1, "gid": None}
+    canvas.axes.add_patch(FancyArrowPatch(path=Curve(points, codes), **look))
 
 
 def _curve(canvas: _Canvas, start: Point, end: Point, bend: float, style: str, gid: str) -> None:
@@ -321,11 +324,14 @@ def _draw_legend(axes: Axes, genotype: Genotype, *, bottom: float) -> None:
     boxes: list[Artist] = [
         Patch(facecolor=_colours(name)[0], edgecolor=_colours(name)[1], label=name) for name in names
     ]
+    if len(cells) < len(genotype.parts) * len(genotype.space.cells):
+        boxes.append(Patch(label="dropped cell", **_DROPPED))
     for row, handles in enumerate((lines, boxes)):
-        legend = axes.legend(
-            handles=handles, loc="lower left", bbox_to_anchor=(_MARGIN - 0.06, bottom + row * _LEGEND_ROW),
-            bbox_transform=axes.transData, ncols=len(handles), frameon=False, borderpad=0, borderaxespad=0,
-            fontsize=_NAME_SIZE, handlelength=1.8, handleheight=0.9, columnspacing=1.8, labelcolor=_INK,
+        legend = Legend(
+            axes, handles=handles, labels=[str(handle.get_label()) for handle in handles], loc="lower left",
+            bbox_to_anchor=(_MARGIN, bottom + row * _LEGEND_ROW), bbox_transform=axes.transData, ncols=len(handles),
+            frameon=False, borderpad=0, borderaxespad=0, fontsize=_NAME_SIZE, handlelength=1.8, handleheight=0.9,
+            columnspacing=1.8, labelcolor=_INK,
         )  # fmt: skip
         axes.add_artist(legend)
 

@@ -17,10 +17,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-__all__ = ["ESTIMATORS", "Estimator", "Selection", "gumbel_straight_through", "select"]
-
 Estimator = Literal["mixture", "gumbel", "sampled"]
 ESTIMATORS: tuple[Estimator, ...] = ("mixture", "gumbel", "sampled")
+OUT_OF_CHOICE = -1e4  # a logit that is never sampled and never run; finite, so that log-probabilities are
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,7 +41,7 @@ def select(
     """Make N choices among K candidates.
 
     Args:
-        logits: (N, K) architecture parameters.
+        logits: (N, K) architecture parameters; `OUT_OF_CHOICE` takes a candidate away.
         estimator: `mixture` (Eqs. 3, 4: all run), `gumbel` (Eqs. 5, 7: all run, the sampled one counts 1 in the
             forward pass), `sampled` (Eqs. 5, 8: only the sampled one runs).
         temperature: lambda_tem of Eq. (6), used by `gumbel`.
@@ -52,8 +51,8 @@ def select(
     Raises:
         ValueError: unknown estimator.
     """
-    num_choices, num_candidates = logits.shape
-    everything = (tuple(range(num_candidates)),) * num_choices
+    num_candidates = logits.shape[1]
+    everything = tuple(tuple(row.nonzero().flatten().tolist()) for row in logits.detach() > OUT_OF_CHOICE / 2)
     if estimator == "mixture":
         return Selection(active=everything, factors=logits.softmax(dim=-1))  # Eq. (3)
     if estimator == "gumbel":

@@ -1,8 +1,8 @@
 """Expected cost of a part under its choice probabilities: the complexity regulariser, differentiable.
 
-Called in every architecture step. Eqs. (12), (13) of arXiv 2502.13359, with softmax probabilities in place of raw logits
-(E4) and resamplers, stems and tails priced too. A cost is anything that a function gives for an `OpSpec`: milliseconds
-from a latency table, parameters, multiply-adds.
+Called in every architecture step. Eqs. (12), (13) of arXiv 2502.13359, with softmax probabilities in place of raw
+logits (E4) and resamplers, stems and tails priced too. A cost is anything that a function gives for an `OpSpec`:
+milliseconds from a latency table, parameters, multiply-adds.
 
 Legend: N cells, K candidate operations, W widths.
 """
@@ -16,9 +16,7 @@ from torch import Tensor
 from ops import OpSpec
 from search_space.arch_parameters import ArchParameters
 from search_space.part import feature_size, frame_specs
-from search_space.space import DIRECTIONS, WIDTHS, CellPosition, SearchSpace
-
-__all__ = ["LEVEL_WEIGHTS", "CostModel", "PartCost", "space_op_specs"]
+from search_space.space import DIRECTIONS, WIDTHS, CellPosition, Direction, SearchSpace
 
 Price = Callable[[OpSpec], float]
 LEVEL_WEIGHTS = {"alpha": 0.27, "beta": 0.27, "gamma": 0.46}  # Section III-C; beta carries delta
@@ -59,6 +57,7 @@ class CostModel:
         cells, ops = space.cells, space.candidate_ops
         self.op_costs = torch.zeros(len(cells), len(ops), len(WIDTHS), len(WIDTHS))  # (N, K, W_in, W_out)
         self.resample_costs = torch.zeros(len(cells), len(DIRECTIONS), len(WIDTHS), len(WIDTHS))  # (N, 3, W_src, W_in)
+        self.add_costs = torch.zeros(len(cells), len(WIDTHS))  # (N, W_in), of every source beyond the first
         self.tail_costs = torch.zeros(len(WIDTHS))
         prices: dict[OpSpec, float] = {}
 
@@ -71,6 +70,8 @@ class CostModel:
             frame = frame_specs(part_index, space.num_channels, space.channels(in_width), height, width)
             self.tail_costs[i] = priced(frame.pop("tail"))
             self.frame_cost = sum(map(priced, frame.values()))
+            for n, cell in enumerate(cells):
+                self.add_costs[n, i] = priced(_spec(space, "add", in_width, in_width, cell.resolution, height, width))
             for j, out_width in enumerate(WIDTHS):
                 for n, cell in enumerate(cells):
                     for k, name in enumerate(ops):
@@ -85,7 +86,7 @@ class CostModel:
 
     def to(self, device: torch.device) -> "CostModel":
         """Move the cost tensors to `device`."""
-        for name in ("op_costs", "resample_costs", "tail_costs"):
+        for name in ("op_costs", "resample_costs", "add_costs", "tail_costs"):
             setattr(self, name, getattr(self, name).to(device))
         return self
 
@@ -121,8 +122,18 @@ class CostModel:
                     source_width = widths[space.source(cell, direction)]
                     resample = torch.einsum("ij,i,j->", self.resample_costs[n, d], source_width, in_width)
                     cost = cost + p["beta"][n, d] * resample
-            total = total + needed[cell] * cost
+            num_sources = self._num_sources(n, p)
+            total = total + needed[cell] * (cost + (num_sources - 1) * (in_width @ self.add_costs[n]))
         return total
+
+    def _num_sources(self, n: int, p: dict[str, Tensor]) -> Tensor:
+        """Return the expected number of sources of a cell; the feature one layer before, kept twice, counts once."""
+        beta, delta = p["beta"][n], p["delta"][n]
+        num_sources = beta.sum() + delta.sum()
+        cell = self.space.cells[n]
+        if self.space.dense_layers(cell):
+            num_sources = num_sources - beta[DIRECTIONS.index("same")] * delta[cell.layer - 1]
+        return num_sources
 
     def _reach_probabilities(self, p: dict[str, Tensor]) -> dict[CellPosition, Tensor]:
         """Return for every cell the probability that some kept pathway leads from it to the last cell.
@@ -148,6 +159,45 @@ class CostModel:
                 if source in unreached:
                     unreached[source] = unreached[source] * (1 - needed * probability)
         return {cell: 1 - probability for cell, probability in unreached.items()}
+
+
+def restrict_to_budget(arch: ArchParameters, costs: CostModel, budget: float) -> int:
+    """Take away the choices that no architecture within `budget` can contain.
+
+    An operator is out of budget in a cell if stem and narrowest tail, the cheapest way down to the cell's resolution and
+    back up, and the operator at its narrowest cost more together. Without this, operators that cost many times the
+    budget rule the gradient of the expected cost: it routes around full-resolution cells before their operators are
+    decided. Cells that not even their cheapest operator fits in are cut off.
+
+    Returns:
+        How many choices of an operator were taken away.
+    """
+    space = costs.space
+    cheapest = costs.op_costs.amin(dim=(2, 3))  # (N, K)
+    detours = torch.zeros(space.num_resolutions).to(cheapest)
+    for resolution in range(1, space.num_resolutions):
+        detours[resolution] = (
+            detours[resolution - 1]
+            + _cheapest_resampling(costs, "down", resolution)
+            + _cheapest_resampling(costs, "up", resolution - 1)
+        )
+    way = torch.stack([detours[cell.resolution] for cell in space.cells])
+    fits = costs.minimum_frame_cost + way[:, None] + cheapest <= budget
+    is_cut_off = ~fits.any(dim=1)
+    fits |= is_cut_off[:, None] & (cheapest == cheapest.amin(dim=1, keepdim=True))
+    arch.has_op.copy_(fits)
+    for n, cell in enumerate(space.cells):
+        if "up" in space.directions(cell) and is_cut_off[space.cells.index(space.source(cell, "up"))]:
+            arch.has_direction[n, DIRECTIONS.index("up")] = False
+    return int((~fits).sum())
+
+
+def _cheapest_resampling(costs: CostModel, direction: Direction, resolution: int) -> Tensor:
+    space = costs.space
+    rows = [
+        n for n, cell in enumerate(space.cells) if cell.resolution == resolution and direction in space.directions(cell)
+    ]
+    return costs.resample_costs[rows, DIRECTIONS.index(direction)].amin()
 
 
 def space_op_specs(space: SearchSpace, *, height: int, width: int) -> list[OpSpec]:

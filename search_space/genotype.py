@@ -5,15 +5,13 @@ Written by `derive` and `sample`, read by `network`, `complexity`, `draw` and th
 
 import hashlib
 import json
-import math
 import os
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from search_space.space import WIDTHS, CellPosition, Direction, SearchSpace
-
-__all__ = ["NUM_PARTS", "SCHEMA_VERSION", "CellGenotype", "Genotype", "PartGenotype"]
 
 SCHEMA_VERSION = 1
 NUM_PARTS = 3
@@ -184,7 +182,7 @@ class Genotype:
             raise ValueError(f"genotype {path} is larger than {_MAX_FILE_BYTES} bytes")
         try:
             return cls.from_dict(json.loads(path.read_text(encoding="utf-8")))
-        except (ValueError, TypeError, RecursionError) as error:  # UnicodeDecodeError and JSONDecodeError are ValueErrors
+        except (ValueError, TypeError, RecursionError) as error:  # what is no UTF-8 or no JSON raises a ValueError
             raise ValueError(f"genotype {path} cannot be read: {error}") from error
 
 
@@ -215,7 +213,7 @@ def _pathways(name: str, data: Any, source_type: type) -> list[tuple[Any, float]
     for pathway in data:
         if not isinstance(pathway, list) or len(pathway) != 2 or type(pathway[0]) is not source_type:
             raise ValueError(f"`{name}` must be a list of [source, weight], got {pathway!r}")
-        if type(pathway[1]) not in (int, float) or not math.isfinite(pathway[1]):
+        if type(pathway[1]) not in (int, float) or not abs(pathway[1]) <= sys.float_info.max:
             raise ValueError(f"the weight of a pathway must be a finite number, got {pathway[1]!r}")
         pathways.append((pathway[0], float(pathway[1])))
     return pathways
@@ -280,5 +278,3 @@ def keep_reachable(cells: list[CellGenotype], space: SearchSpace) -> PartGenotyp
         frontier = [s for s in sources if s != (0, 0) and s not in reached]
         reached.update(frontier)
     return PartGenotype(cells=tuple(by_position[position] for position in space.cells if position in reached))
-
-

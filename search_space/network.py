@@ -16,16 +16,6 @@ from search_space.part import PartFrame, feature_size, frame_specs, mix
 from search_space.space import WIDTHS, CellPosition, SearchSpace
 from search_space.supernet import MixedCell, PartSupernet, cell_key
 
-__all__ = [
-    "DenoisingNetwork",
-    "PartNetwork",
-    "build_network",
-    "genotype_op_specs",
-    "inherit_weights",
-    "part_op_specs",
-    "source_weights",
-]
-
 
 class _Cell(nn.Module):
     """One operator with its kept sources; the pathway weights are learnable scalars where there are several (E8)."""
@@ -72,6 +62,7 @@ class PartNetwork(PartFrame):
         stem = self.stem(x)
         features = {CellPosition(0, 0): stem}
         for cell in self.cells.values():
+            assert isinstance(cell, _Cell)
             features[cell.position] = cell(features)
         return self.close(x, stem, features[self.last_cell])
 
@@ -114,14 +105,15 @@ def inherit_weights(part: PartNetwork, supernet: PartSupernet) -> None:
     if part.image is not None and supernet.image is not None:
         load_prefix(part.image, supernet.image)
     for key, cell in part.cells.items():
-        mixed: MixedCell = supernet.cells[key]
+        mixed = supernet.cells[key]
+        assert isinstance(cell, _Cell) and isinstance(mixed, MixedCell)
         op = next(c.op for c in part.part.cells if c.position == cell.position)
         if op not in mixed.ops:
             raise KeyError(f"the supernet has no operator {op!r} in cell {key}")
         load_prefix(cell.op, mixed.ops[op])
-        for resampler in ("up", "down"):
-            if getattr(cell, resampler) is not None:
-                load_prefix(getattr(cell, resampler), getattr(mixed, resampler))
+        for resampler, source in ((cell.up, mixed.up), (cell.down, mixed.down)):
+            if resampler is not None and source is not None:
+                load_prefix(resampler, source)
 
 
 def source_weights(cell: CellGenotype) -> dict[str | int, float]:
@@ -140,9 +132,7 @@ def source_weights(cell: CellGenotype) -> dict[str | int, float]:
     return weights
 
 
-def part_op_specs(
-    part_index: int, part: PartGenotype, space: SearchSpace, *, height: int, width: int
-) -> list[OpSpec]:
+def part_op_specs(part_index: int, part: PartGenotype, space: SearchSpace, *, height: int, width: int) -> list[OpSpec]:
     """List every operator call of a part on a `height` x `width` image: what a latency table prices."""
     last_channels = space.channels(part.cells[-1].out_width)
     specs = list(frame_specs(part_index, space.num_channels, last_channels, height, width).values())
@@ -154,9 +144,7 @@ def part_op_specs(
 
 def genotype_op_specs(genotype: Genotype, *, height: int, width: int) -> list[list[OpSpec]]:
     """Return `part_op_specs` of each of the three parts."""
-    return [
-        part_op_specs(i, genotype.parts[i], genotype.space, height=height, width=width) for i in range(NUM_PARTS)
-    ]
+    return [part_op_specs(i, genotype.parts[i], genotype.space, height=height, width=width) for i in range(NUM_PARTS)]
 
 
 def _out_widths(part: PartGenotype) -> dict[CellPosition, int]:
@@ -166,7 +154,7 @@ def _out_widths(part: PartGenotype) -> dict[CellPosition, int]:
 def _cell_specs(
     cell: CellGenotype, space: SearchSpace, out_widths: dict[CellPosition, int], *, height: int, width: int
 ) -> dict[str, OpSpec]:
-    """Return the OpSpec of the operator and of each resampler, keyed `op`, `up`, `down`."""
+    """Return the OpSpec of the operator, of each resampler and of each sum, keyed `op`, `up`, `down`, `add1` .."""
     in_channels = space.channels(cell.in_width)
 
     def spec(name: str, in_channels: int, out_channels: int, resolution: int) -> OpSpec:
@@ -181,4 +169,6 @@ def _cell_specs(
         if direction != "same":
             source = space.source(cell.position, direction)
             specs[direction] = spec(direction, space.channels(out_widths[source]), in_channels, source.resolution)
+    for index in range(1, len(source_weights(cell))):  # every source beyond the first is added
+        specs[f"add{index}"] = spec("add", in_channels, in_channels, cell.position.resolution)
     return specs

@@ -7,11 +7,10 @@ Legend: B batch, C channels, H height, W width.
 
 from collections.abc import Mapping
 
+import torch
 from torch import Tensor, nn
 
 from ops import OpSpec, create_op, fit_channels
-
-__all__ = ["PartFrame", "feature_size", "mix"]
 
 LAST_PART = 2
 
@@ -42,9 +41,7 @@ class PartFrame(nn.Module):
         return features if self.image is None else self.image(features)
 
 
-def frame_specs(
-    part_index: int, num_channels: int, last_channels: int, height: int, width: int
-) -> dict[str, OpSpec]:
+def frame_specs(part_index: int, num_channels: int, last_channels: int, height: int, width: int) -> dict[str, OpSpec]:
     """Return the OpSpec of `stem`, `tail` and, in the last part, `image`."""
 
     def conv3x3(in_channels: int, out_channels: int) -> OpSpec:
@@ -63,7 +60,9 @@ def frame_specs(
 
 
 def mix(
-    sources: Mapping[str, Tensor], same_resolution: Mapping[int, Tensor], weights: Mapping[str | int, Tensor | float],
+    sources: Mapping[str, Tensor],
+    same_resolution: Mapping[int, Tensor],
+    weights: Mapping[str | int, Tensor | float],
     channels: int,
 ) -> Tensor:
     """Weighted sum of a cell's sources, each cut or zero-padded to `channels`.
@@ -75,12 +74,16 @@ def mix(
         channels: of the result.
     """
     total: Tensor | None = None
-    for key, feature in (*sources.items(), *same_resolution.items()):
+    features: list[tuple[str | int, Tensor]] = [*sources.items(), *same_resolution.items()]
+    for key, feature in features:
         weight = weights[key]
         term = fit_channels(feature, channels)
-        if not (isinstance(weight, float) and weight == 1.0):
-            term = term * weight
-        total = term if total is None else total + term
+        if total is not None:
+            total = torch.addcmul(total, term, torch.as_tensor(weight).to(term))
+        elif isinstance(weight, float) and weight == 1.0:
+            total = term
+        else:
+            total = term * weight
     assert total is not None, "a cell without sources"
     return total
 
@@ -89,5 +92,3 @@ def feature_size(height: int, width: int, resolution: int) -> tuple[int, int]:
     """Return height and width at `resolution`: stride 2 rounds up."""
     scale = 2**resolution
     return -(-height // scale), -(-width // scale)
-
-

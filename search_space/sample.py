@@ -12,8 +12,6 @@ from search_space.derive import DEFAULT_THRESHOLD
 from search_space.genotype import NUM_PARTS, CellGenotype, Genotype, PartGenotype, keep_reachable
 from search_space.space import WIDTHS, CellPosition, SearchSpace, max_kept
 
-__all__ = ["sample_genotype", "sample_part"]
-
 _T = TypeVar("_T")
 
 

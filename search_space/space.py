@@ -4,8 +4,8 @@ Read by everything in this folder. "Denoising Designs-inherited Search Framework
 2502.13359, Section III-B.
 
 A part has `num_resolutions` rows (resolution r is 1 / 2^r of the image) and `num_layers` columns. A cell exists at
-(resolution r, layer l) where r < l <= L - r, so every cell can be reached from the entry and reaches the exit. Layer 0 of
-resolution 0 is the output of the stem.
+(resolution r, layer l) where r < l <= L - r, so every cell can be reached from the entry and reaches the exit. Layer 0
+of resolution 0 is the output of the stem.
 """
 
 import math
@@ -14,8 +14,6 @@ from functools import cached_property
 from typing import Literal, NamedTuple
 
 from ops import list_ops
-
-__all__ = ["DEFAULT_OPS", "DIRECTIONS", "WIDTHS", "CellPosition", "Direction", "SearchSpace"]
 
 Direction = Literal["up", "same", "down"]
 # Where a cell's multi-resolution input comes from: up-sampled from the coarser resolution, the same resolution, or

@@ -14,8 +14,6 @@ from search_space.arch_parameters import ArchParameters, Choices
 from search_space.part import PartFrame, mix
 from search_space.space import DIRECTIONS, WIDTHS, CellPosition, SearchSpace
 
-__all__ = ["MixedCell", "PartSupernet", "cell_key"]
-
 
 def cell_key(cell: CellPosition) -> str:
     """Return the name of a cell inside modules, for example `r0_l1`."""
@@ -73,7 +71,12 @@ class MixedCell(nn.Module):
         return mix(resampled, same, weights, channels)
 
     def forward(
-        self, x: Tensor, active: tuple[int, ...], factors: Tensor | None, out_channels: int, channel_factors: Tensor | None
+        self,
+        x: Tensor,
+        active: tuple[int, ...],
+        factors: Tensor | None,
+        out_channels: int,
+        channel_factors: Tensor | None,
     ) -> Tensor:
         """Run the active operators on (B, C_in, H, W) and sum them: sum of factor_i O_i(x), Eqs. (3), (5).
 
@@ -99,6 +102,8 @@ class MixedCell(nn.Module):
 
 class PartSupernet(PartFrame):
     """Part `part_index` with all its candidates and its architecture parameters."""
+
+    width_masks: Tensor
 
     def __init__(self, part_index: int, space: SearchSpace, *, generator: torch.Generator) -> None:
         super().__init__(part_index, space.num_channels, space.num_channels)
@@ -126,7 +131,8 @@ class PartSupernet(PartFrame):
         stem = self.stem(x)
         features = {CellPosition(0, 0): stem}
         for n, cell in enumerate(self.space.cells):
-            mixed: MixedCell = self.cells[cell_key(cell)]
+            mixed = self.cells[cell_key(cell)]
+            assert isinstance(mixed, MixedCell)
             gathered = mixed.gather(features, choices.resolution_weights[n], choices.dense_weights[n])
             out_channels = self.space.channels(WIDTHS[choices.widths[n]])
             channel_factors = None

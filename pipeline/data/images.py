@@ -11,8 +11,6 @@ import torch
 from PIL import Image, UnidentifiedImageError
 from torch import Tensor
 
-__all__ = ["list_images", "load_folder", "photographs", "read_image", "to_image", "to_tensor", "write_image"]
-
 IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".webp")
 # Disjoint photographs that scikit-image carries in its wheel; "left" of the stereo pair validates, "right" is not used.
 TRAINING_PHOTOGRAPHS = ("astronaut", "coffee", "rocket")

@@ -11,8 +11,6 @@ import numpy as np
 import torch
 from torch import Tensor
 
-__all__ = ["NOISE_MODELS", "add_test_awgn", "sample_noise_map", "training_noise_map"]
-
 NOISE_MODELS = ("awgn", "niid", "mixed")
 _MAX_NIID_SIGMA = 75 / 255
 _NIID_OFFSET = 5 / 255  # added to the upper end, so sigma lies in [0, 80]/255

@@ -17,8 +17,6 @@ from torch import Tensor
 from pipeline.data.patches import PatchSource
 from pipeline.priors import Prior
 
-__all__ = ["CachedFeatures", "LiveFeatures", "PartData", "PatchSet", "compute_patch_set", "split_images"]
-
 Split = Literal["weights", "architecture"]
 
 

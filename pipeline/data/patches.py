@@ -11,8 +11,6 @@ from torch import Tensor
 
 from pipeline.data.noise import sample_noise_map
 
-__all__ = ["PatchSource"]
-
 
 class PatchSource:
     """Draw augmented clean patches, and noisy ones made from them.

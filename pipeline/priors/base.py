@@ -9,8 +9,6 @@ from abc import ABC, abstractmethod
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-__all__ = ["NUM_PARTS", "Prior"]
-
 NUM_PARTS = 3
 
 

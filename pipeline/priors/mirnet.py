@@ -13,8 +13,6 @@ from torch import Tensor, nn
 
 from pipeline.priors.base import Prior
 
-__all__ = ["MIRNet"]
-
 NUM_STREAMS = 3  # full, half and quarter resolution
 NUM_COLUMNS = 2
 
@@ -137,7 +135,10 @@ class _MultiScaleBlock(nn.Module):
         )
         self.last_up = nn.ModuleDict({str(j): _Resizer(_Up, widths[j], 2**j) for j in (1, 2)})
         self.down = nn.ModuleDict(
-            {f"{widths[i]}_{2 ** (j - i)}": _Resizer(_Down, widths[i], 2 ** (j - i)) for i, j in ((0, 2), (0, 1), (1, 2))}
+            {
+                f"{widths[i]}_{2 ** (j - i)}": _Resizer(_Down, widths[i], 2 ** (j - i))
+                for i, j in ((0, 2), (0, 1), (1, 2))
+            }
         )
         self.up = nn.ModuleDict(
             {f"{widths[i]}_{2 ** (i - j)}": _Resizer(_Up, widths[i], 2 ** (i - j)) for i, j in ((2, 0), (2, 1), (1, 0))}

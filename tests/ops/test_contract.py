@@ -98,7 +98,7 @@ def channels_last_gives_the_same_numbers(name: str) -> None:
     expected = op(x)
     channels_last = op.to(memory_format=torch.channels_last)(x.contiguous(memory_format=torch.channels_last))
     torch.testing.assert_close(channels_last, expected, rtol=1e-5, atol=1e-5)
-    assert channels_last.is_contiguous(memory_format=torch.channels_last)
+    assert channels_last.stride(1) == 1  # still channels innermost, though perhaps a view of more channels or pixels
 
 
 def input_is_left_alone(name: str) -> None:
@@ -190,6 +190,7 @@ def test_candidate_moves_to_a_gpu_and_back(name: str) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.filterwarnings("ignore:`isinstance:FutureWarning")  # torch.export copies its own deprecated LeafSpec
 @pytest.mark.parametrize("widths", [(16, 16), (14, 10)], ids=["full", "narrow"])
 @pytest.mark.parametrize("name", list_ops())
 def test_candidate_exports_to_onnx(name: str, widths: tuple[int, int], tmp_path: Path) -> None:

@@ -83,7 +83,7 @@ def test_narrower_widths_have_fewer_heads(base_channels: int, channels: int, hea
 
 def test_width_must_be_whole_heads() -> None:
     spec = OpSpec(name="swin", in_channels=64, out_channels=42, base_channels=64, height=8, width=8)
-    with pytest.raises(ValueError, match="`out_channels` of swin must be a multiple of the head dimension 8, got 42"):
+    with pytest.raises(ValueError, match="`out_channels` of swin must be a multiple of its head dimension 8, got 42"):
         create_op(spec)
 
 

@@ -241,6 +241,7 @@ def test_a_server_that_is_not_mlflow_is_an_error() -> None:
             thread.join()
 
 
+@pytest.mark.slow
 def test_telemetry_and_links_are_off_unless_the_user_sets_them() -> None:
     names = ("MLFLOW_DISABLE_TELEMETRY", "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT")
     environment = {name: value for name, value in os.environ.items() if name not in names}

@@ -1,0 +1,164 @@
+"""Is a searched network as good as a plain one that is as fast, after the same seconds of training? (quick scale)
+
+    python benchmarks/quick_quality.py
+
+For every seed: the plain residual U-Net of `plain_unet.py` is trained; its measured latency is the budget (`target_ms`)
+of a search with the quick preset; the searched network is trained from the weights that the search left (as the preset
+does) and once from scratch; so are three random architectures of the space whose predicted latency lies within 10 % of
+the searched one's, from scratch. Every training gets the same seconds on the same photographs (astronaut, coffee, rocket;
+sigma 25; Adam 2e-3 with a cosine; batches of 16 patches of 48x48), one at a time, alone on the machine. PSNR is that of
+rounded images on chelsea and the crop of motorcycle_left, seed 0. Results are written after every network; the same
+command goes on where it was.
+"""
+
+import argparse
+import dataclasses
+import json
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import torch
+from common import print_table, write_result
+from plain_unet import PlainUNet
+
+from latency import LatencyTable, keep_freed_memory, measure_network_ms, predict_latency_ms
+from pipeline.cluster import ray_session
+from pipeline.config import load_config
+from pipeline.data.patches import PatchSource
+from pipeline.evaluate import evaluate_denoiser, mean_score
+from pipeline.run import Run, open_run
+from pipeline.training import Trainer
+from search_space import Genotype, SearchSpace, build_network, genotype_op_specs, num_parameters, sample_genotype
+
+NUM_RANDOM = 3
+TOLERANCE = 0.1
+DEVICE = torch.device("cpu")
+
+
+def train_and_score(run: Run, network: torch.nn.Module, seed: int, seconds: float, *, distill: bool) -> dict[str, Any]:
+    """Train for `seconds`; return PSNR, latency, parameters and the number of steps that fitted."""
+    retrain = run.config.retrain if distill else dataclasses.replace(run.config.retrain, distill_share=0.0)
+    source = PatchSource(
+        list(run.training_images.values()), patch_size=retrain.patch_size, sigma_range=run.config.noise.sigma_range
+    )
+    torch.set_num_threads(retrain.threads_per_worker)
+    trainer = Trainer(network, source, retrain, prior=run.prior, seed=seed, device=DEVICE, max_seconds=seconds)
+    while trainer.progress < 1:
+        trainer.run_epoch()
+    network.eval()
+    scores = evaluate_denoiser(network, run.validation_images, sigma=run.config.noise.validation_sigma, device=DEVICE)
+    return {
+        "psnr_db": round(mean_score(scores).psnr_db, 3),
+        "images": {score.name: round(score.psnr_db, 3) for score in scores},
+        "measured_ms": round(latency(run, network), 3),
+        "num_parameters": num_parameters(network),
+        "num_steps": trainer.num_steps,
+    }
+
+
+def latency(run: Run, network: torch.nn.Module) -> float:
+    settings = run.config.latency
+    size = settings.image_size
+    return measure_network_ms(network, height=size, width=size, device=DEVICE, num_threads=settings.num_threads)
+
+
+def predicted_ms(run: Run, genotype: Genotype, table: LatencyTable) -> float:
+    size = run.config.latency.image_size
+    return predict_latency_ms(table, [s for part in genotype_op_specs(genotype, height=size, width=size) for s in part])
+
+
+def random_genotypes(run: Run, table: LatencyTable, target: float, seed: int) -> list[Genotype]:
+    """Draw architectures until `NUM_RANDOM` have a predicted latency within `TOLERANCE` of `target`.
+
+    Uniform operators give networks far above a light budget, so each draw has its own random operator frequencies.
+    """
+    generator = torch.Generator().manual_seed(1000 + seed)
+    space: SearchSpace = run.space
+    found: list[Genotype] = []
+    for _ in range(200_000):
+        weights = torch.empty(len(space.candidate_ops)).exponential_(generator=generator) ** 3
+        names = dict(zip(space.candidate_ops, weights.tolist(), strict=True))
+        genotype = sample_genotype(space, generator=generator, op_weights=names)
+        if abs(predicted_ms(run, genotype, table) / target - 1) <= TOLERANCE:
+            found.append(genotype)
+            if len(found) == NUM_RANDOM:
+                return found
+    raise RuntimeError(f"only {len(found)} random architectures near {target:.2f} ms in 200,000 draws")
+
+
+def benchmark_seed(seed: int, options: argparse.Namespace, folder: Path, rows: dict[str, Any]) -> None:
+    """Fill `rows` with the networks of one seed that it lacks."""
+    base = load_config("quick", [f"seed={seed}", f"output={folder}/seed{seed}", f"latency.table={folder}/latency.parquet",
+                                 *options.overrides])  # fmt: skip
+    torch.manual_seed(seed)
+    plain = PlainUNet()
+
+    def record(name: str, make: Any) -> None:
+        if name not in rows:
+            rows[name] = make()
+            (folder / "rows.json").write_text(json.dumps(options.rows, indent=2))
+            print(f"seed {seed} {name}: {rows[name]['psnr_db']} dB, {rows[name]['measured_ms']} ms", flush=True)
+
+    record("plain_unet", lambda: train_and_score(open_run(base), plain, seed, options.seconds, distill=False))
+    target = rows["plain_unet"]["measured_ms"]
+    run = open_run(dataclasses.replace(base, search=dataclasses.replace(base.search, target_ms=target)))
+    table = run.latency_table()
+    with ray_session(base.ray):
+        genotype, parts = run.search(table)
+    predicted = predicted_ms(run, genotype, table)
+
+    def searched(inherited: bool) -> dict[str, Any]:
+        torch.manual_seed(seed)
+        network = build_network(genotype)
+        if inherited:
+            for part, result in zip(network.parts, parts, strict=True):
+                part.load_state_dict(result.weights)
+        result = train_and_score(run, network, seed, options.seconds, distill=True)
+        return result | {"genotype_id": genotype.genotype_id, "predicted_ms": round(predicted, 3), "target_ms": target}
+
+    record("searched", lambda: searched(True))
+    record("searched_from_scratch", lambda: searched(False))
+    for index, other in enumerate(random_genotypes(run, table, predicted, seed)):
+
+        def random(other: Genotype = other) -> dict[str, Any]:
+            torch.manual_seed(seed)
+            result = train_and_score(run, build_network(other), seed, options.seconds, distill=True)
+            ms = round(predicted_ms(run, other, table), 3)
+            return result | {"genotype_id": other.genotype_id, "predicted_ms": ms}
+
+        record(f"random{index}", random)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    parser.add_argument("--seconds", type=float, default=90.0, help="of every training")
+    parser.add_argument("--folder", type=Path, default=Path(tempfile.gettempdir()) / "quick_quality")
+    parser.add_argument("overrides", nargs="*", help="settings of the quick preset, such as search.num_epochs=20")
+    options = parser.parse_args()
+    keep_freed_memory()
+    options.folder.mkdir(parents=True, exist_ok=True)
+    stored = options.folder / "rows.json"
+    options.rows = json.loads(stored.read_text()) if stored.exists() else {}
+    for seed in options.seeds:
+        benchmark_seed(seed, options, options.folder, options.rows.setdefault(str(seed), {}))
+    seeds = [options.rows[str(seed)] for seed in options.seeds]
+    names = ["searched", "searched_from_scratch", "plain_unet"]
+    psnr: dict[str, list[float]] = {name: [rows[name]["psnr_db"] for rows in seeds] for name in names}
+    psnr["random"] = [rows[f"random{i}"]["psnr_db"] for rows in seeds for i in range(NUM_RANDOM)]
+    result = {"seconds": options.seconds, "overrides": options.overrides, "psnr_db": psnr, "networks": options.rows}
+    table_rows = [
+        [f"{name}, seed {seed}", f"{row['psnr_db']:.2f}", f"{row['measured_ms']:.1f}", f"{row.get('predicted_ms', 0):.1f}",
+         f"{row['num_parameters'] / 1e3:.1f}", str(row["num_steps"])]
+        for seed, rows in zip(options.seeds, seeds, strict=True) for name, row in rows.items()
+    ]  # fmt: skip
+    columns = ["network", "PSNR, dB", "measured ms", "predicted ms", "parameters, k", "steps"]
+    print_table(f"after {options.seconds:g} s of training each", columns, table_rows)
+    for name, values in psnr.items():
+        print(f"{name}: mean {sum(values) / len(values):.2f} dB, {min(values):.2f} to {max(values):.2f}")
+    print(write_result("quick_quality", result, seeds=options.seeds, num_threads=2))
+
+
+if __name__ == "__main__":
+    main()

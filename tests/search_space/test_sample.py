@@ -1,0 +1,54 @@
+from collections import Counter
+
+import pytest
+import torch
+
+from search_space import DEFAULT_OPS, Genotype, SearchSpace, sample_genotype, sample_part
+from search_space.space import max_kept
+
+
+def draw(space: SearchSpace, seed: int, **settings: dict[str, float]) -> Genotype:
+    return sample_genotype(space, generator=torch.Generator().manual_seed(seed), **settings)
+
+
+def test_equal_seeds_give_equal_genotypes(space: SearchSpace) -> None:
+    assert draw(space, 0) == draw(space, 0)
+    assert len({draw(space, seed).genotype_id for seed in range(20)}) == 20
+
+
+def test_the_parts_are_independent_draws(space: SearchSpace) -> None:
+    parts = draw(space, 0).parts
+    assert len(set(parts)) == 3
+    assert sample_part(space, generator=torch.Generator().manual_seed(0)) == parts[0]
+
+
+@pytest.mark.parametrize(("num_resolutions", "num_layers"), [(1, 1), (2, 3), (3, 6), (4, 9)])
+def test_samples_lie_in_the_space_that_a_search_can_reach(num_resolutions: int, num_layers: int) -> None:
+    space = SearchSpace(num_channels=16, num_resolutions=num_resolutions, num_layers=num_layers)
+    for seed in range(20):
+        for part in draw(space, seed).parts:  # Genotype validates what it is built from
+            for cell in part.cells:
+                num_directions, num_layers = (
+                    len(space.directions(cell.position)),
+                    len(space.dense_layers(cell.position)),
+                )
+                assert 1 <= len(cell.resolution_pathways) <= max_kept(num_directions, 0.5)
+                assert bool(cell.dense_pathways) == bool(num_layers)
+                assert len(cell.dense_pathways) <= (max_kept(num_layers, 0.5) if num_layers else 0)
+                assert sum(weight for _, weight in cell.resolution_pathways) == pytest.approx(1)
+
+
+def test_operators_widths_and_pathways_all_occur(space: SearchSpace) -> None:
+    cells = [cell for seed in range(30) for part in draw(space, seed).parts for cell in part.cells]
+    assert set(Counter(cell.op for cell in cells)) == set(DEFAULT_OPS)
+    assert {cell.out_width for cell in cells} == {4, 5, 6, 7, 8}
+    assert {direction for cell in cells for direction, _ in cell.resolution_pathways} == {"up", "same", "down"}
+    assert {cell.position for cell in cells} == set(space.cells)
+
+
+def test_operators_are_drawn_by_weight(space: SearchSpace) -> None:
+    weights = {"conv_d1": 3.0, "skip": 1.0}
+    cells = [cell for seed in range(40) for part in draw(space, seed, op_weights=weights).parts for cell in part.cells]
+    counts = Counter(cell.op for cell in cells)
+    assert set(counts) == {"conv_d1", "skip"}
+    assert counts["conv_d1"] / len(cells) == pytest.approx(0.75, abs=0.05)
