@@ -143,6 +143,9 @@ class SearchConfig:
     """Budget for the whole network: expected latency above it is penalised; needs `cost: latency`."""
     threshold: float = 0.5
     """Pathways are kept until their softmax sums to more than this."""
+    derive_samples: int = 0
+    """Candidates drawn from the final softmaxes; the one within budget with the lowest L_dp on D_archi is kept.
+    0: the paper's argmax alone."""
     prior_features: str = "cached"
     """`cached`: computed once for a fixed patch set and shared. `live`: the prior runs in every step."""
     threads_per_part: int = 1
@@ -160,6 +163,7 @@ class SearchConfig:
         _check(0 <= self.threshold < 1, "search.threshold", "in [0, 1)", self.threshold)
         _check(self.prior_features in ("cached", "live"), "search.prior_features", "cached or live",
                self.prior_features)  # fmt: skip
+        _check(self.derive_samples >= 0, "search.derive_samples", "at least 0", self.derive_samples)
         if self.target_ms is not None:
             _check(self.target_ms > 0, "search.target_ms", "positive", self.target_ms)
             _check(self.cost == "latency", "search.cost", "latency when search.target_ms is set", self.cost)

@@ -23,11 +23,15 @@ from search_space import (
     PartSupernet,
     SearchSpace,
     derive,
+    derive_sample,
     inherit_weights,
     restrict_to_budget,
 )
 
 Log = Callable[[int, dict[str, float]], None]
+
+_DERIVE_BATCHES = 4  # of D_archi, the same for every candidate
+_DRAWS_PER_SAMPLE = 20  # drawn at most for every candidate within the budget
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -100,7 +104,7 @@ def search_part(
             save_checkpoint(checkpoint_path, search.state() | {"epoch": epoch + 1, "key": checkpoint_key})
         if log is not None:
             log(epoch + 1, metrics)
-    return _result(supernet, config)
+    return search.result()
 
 
 class _PartSearch:
@@ -145,6 +149,59 @@ class _PartSearch:
         metrics["l_comp"] = expected.regulariser.item()
         metrics |= {f"entropy_{name}": value for name, value in self.supernet.arch.entropies().items()}
         return {name: value for name, value in metrics.items() if math.isfinite(value)}
+
+    def result(self) -> PartSearchResult:
+        """Derive the part, with the weights that the supernet has for it (Algorithm 1, line 8)."""
+        arch = self.supernet.arch
+        network = self._network(derive(arch, threshold=self.config.threshold))
+        if self.config.derive_samples > 0:
+            network = self._best_candidate(network)
+        return PartSearchResult(
+            part=network.part,
+            weights={name: tensor.detach().cpu().contiguous() for name, tensor in network.state_dict().items()},
+            probabilities={
+                name: [[round(p, 6) for p in row] for row in values.tolist()]
+                for name, values in arch.probabilities().items()
+            },
+            entropies=arch.entropies(),
+        )
+
+    def _best_candidate(self, derived: PartNetwork) -> PartNetwork:
+        """Return the candidate with the lowest L_dp on D_archi among the derived part and samples within the budget.
+
+        A short search leaves the softmaxes undecided, so the argmax is one of many likely parts, and its cost is not the
+        expected one. Without a budget a candidate's cost counts as in Eq. (13), in units of the uniform part's. If no
+        candidate is within the budget, the cheapest one is kept.
+        """
+        config, arch = self.config, self.supernet.arch
+        generator = torch.Generator().manual_seed(int(self.generator.initial_seed()) + 1)
+        batches = [self.data.sample("architecture", config.batch_size, generator) for _ in range(_DERIVE_BATCHES)]
+        budget = math.inf if self.target_cost is None else self.target_cost
+        parts: dict[PartGenotype, float] = {derived.part: self.costs.of(derived.part)}
+        num_within = int(parts[derived.part] <= budget)
+        for _ in range(_DRAWS_PER_SAMPLE * config.derive_samples):
+            if num_within > config.derive_samples:
+                break
+            part = derive_sample(arch, generator=generator, threshold=config.threshold)
+            if part not in parts:
+                parts[part] = self.costs.of(part)
+                num_within += parts[part] <= budget
+        within = [part for part, cost in parts.items() if cost <= budget] or [min(parts, key=lambda part: parts[part])]
+        uniform_cost = self.costs.uniform_cost(arch)
+
+        def score(network: PartNetwork, cost: float) -> float:
+            with torch.inference_mode():
+                l_dp = sum(feature_distance(network(x), target).item() for x, target in batches) / len(batches)
+            return l_dp if self.target_cost is not None else l_dp + config.complexity_weight * cost / uniform_cost
+
+        networks = {part: self._network(part) for part in within}
+        return networks[min(within, key=lambda part: score(networks[part], parts[part]))]
+
+    def _network(self, part: PartGenotype) -> PartNetwork:
+        network = PartNetwork(self.supernet.part_index, part, self.supernet.space)
+        inherit_weights(network, self.supernet)
+        device = next(self.supernet.parameters()).device
+        return network.to(device, memory_format=torch.channels_last).eval()  # type: ignore[call-overload]
 
     def architecture_step(self) -> float:
         """Descend L_search = L_dp + lambda L_comp on D_archi (Algorithm 1, line 5; Eq. 13); return L_dp."""
@@ -206,18 +263,3 @@ def _finite(loss: Tensor) -> float:
     if not math.isfinite(value):
         raise FloatingPointError(f"the loss became {value}; lower `search.weight_learning_rate`")
     return value
-
-
-def _result(supernet: PartSupernet, config: SearchConfig) -> PartSearchResult:
-    part = derive(supernet.arch, threshold=config.threshold)
-    network = PartNetwork(supernet.part_index, part, supernet.space)
-    inherit_weights(network, supernet)
-    return PartSearchResult(
-        part=part,
-        weights={name: tensor.detach().cpu().contiguous() for name, tensor in network.state_dict().items()},
-        probabilities={
-            name: [[round(p, 6) for p in row] for row in values.tolist()]
-            for name, values in supernet.arch.probabilities().items()
-        },
-        entropies=supernet.arch.entropies(),
-    )

@@ -3,6 +3,8 @@
 Called at the end of a part search. The paper says "decode": arXiv 2502.13359, Section III-B.
 """
 
+import copy
+
 import torch
 from torch import Tensor
 
@@ -66,6 +68,22 @@ def derive(arch: ArchParameters, *, threshold: float = DEFAULT_THRESHOLD) -> Par
         for n, cell in enumerate(space.cells)
     ]
     return keep_reachable(cells, space)
+
+
+def derive_sample(
+    arch: ArchParameters, *, generator: torch.Generator, threshold: float = DEFAULT_THRESHOLD
+) -> PartGenotype:
+    """Derive after adding Gumbel noise to every logit: a draw from what the search believes in.
+
+    Operators and widths are then samples of their softmax (the Gumbel-max trick of Eq. (5)), pathways are kept by the
+    threshold rule of a perturbed softmax.
+    """
+    noisy = copy.deepcopy(arch)
+    with torch.no_grad():
+        for parameter in noisy.parameters():
+            gumbel = -torch.empty(parameter.shape).exponential_(generator=generator).log()
+            parameter.add_(gumbel.to(parameter))
+    return derive(noisy, threshold=threshold)
 
 
 def choices_of(part: PartGenotype, space: SearchSpace) -> Choices:

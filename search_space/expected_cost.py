@@ -15,6 +15,8 @@ from torch import Tensor
 
 from ops import OpSpec
 from search_space.arch_parameters import ArchParameters
+from search_space.genotype import PartGenotype
+from search_space.network import part_op_specs
 from search_space.part import feature_size, frame_specs
 from search_space.space import DIRECTIONS, WIDTHS, CellPosition, Direction, SearchSpace
 
@@ -53,18 +55,21 @@ class CostModel:
     """
 
     def __init__(self, part_index: int, space: SearchSpace, price: Price, *, height: int, width: int) -> None:
+        self.part_index = part_index
         self.space = space
+        self.height = height
+        self.width = width
         cells, ops = space.cells, space.candidate_ops
         self.op_costs = torch.zeros(len(cells), len(ops), len(WIDTHS), len(WIDTHS))  # (N, K, W_in, W_out)
         self.resample_costs = torch.zeros(len(cells), len(DIRECTIONS), len(WIDTHS), len(WIDTHS))  # (N, 3, W_src, W_in)
         self.add_costs = torch.zeros(len(cells), len(WIDTHS))  # (N, W_in), of every source beyond the first
         self.tail_costs = torch.zeros(len(WIDTHS))
-        prices: dict[OpSpec, float] = {}
+        self.prices: dict[OpSpec, float] = {}
 
         def priced(spec: OpSpec) -> float:
-            if spec not in prices:
-                prices[spec] = float(price(spec))
-            return prices[spec]
+            if spec not in self.prices:
+                self.prices[spec] = float(price(spec))
+            return self.prices[spec]
 
         for i, in_width in enumerate(WIDTHS):
             frame = frame_specs(part_index, space.num_channels, space.channels(in_width), height, width)
@@ -94,6 +99,16 @@ class CostModel:
     def minimum_frame_cost(self) -> float:
         """Cost of the stem, the image output and the narrowest tail: what no choice of cells can save."""
         return self.frame_cost + self.tail_costs.min().item()
+
+    def of(self, part: PartGenotype) -> float:
+        """Return the cost of a part of this space."""
+        specs = part_op_specs(self.part_index, part, self.space, height=self.height, width=self.width)
+        return sum(self.prices[spec] for spec in specs)
+
+    def uniform_cost(self, arch: ArchParameters) -> float:
+        """Return the cost of the uniform architecture, the unit of `PartCost.regulariser`."""
+        with torch.no_grad():
+            return self._cost(arch.uniform_probabilities()).item()
 
     def expected(self, arch: ArchParameters) -> PartCost:
         """Return the expected costs for the current architecture parameters."""
@@ -164,8 +179,8 @@ class CostModel:
 def restrict_to_budget(arch: ArchParameters, costs: CostModel, budget: float) -> int:
     """Take away the choices that no architecture within `budget` can contain.
 
-    An operator is out of budget in a cell if stem and narrowest tail, the cheapest way down to the cell's resolution and
-    back up, and the operator at its narrowest cost more together. Without this, operators that cost many times the
+    An operator is out of budget in a cell if stem and narrowest tail, the cheapest way down to the cell's resolution
+    and back up, and the operator at its narrowest cost more together. Without this, operators that cost many times the
     budget rule the gradient of the expected cost: it routes around full-resolution cells before their operators are
     decided. Cells that not even their cheapest operator fits in are cut off.
 

@@ -96,9 +96,14 @@ def test_equal_genotypes_give_equal_files_without_a_date(genotype: Genotype, tmp
         draw_genotype(genotype, path, caption="one caption")
         files.append(path.read_bytes())
     assert files[0] == files[1]
-    assert b"date" not in files[0].lower()
+    if suffix == ".svg":
+        assert b"date" not in files[0].lower()
+    else:
+        with Image.open(path) as image:
+            assert set(image.info) == {"dpi"}
 
 
+@pytest.mark.slow  # a second Python loads torch and matplotlib
 def test_the_file_does_not_depend_on_the_process(genotype: Genotype, svg: Path, tmp_path: Path) -> None:
     genotype.save(tmp_path / "genotype.json")
     program = (
@@ -126,7 +131,7 @@ def test_a_caption_is_plain_text(genotype: Genotype, tmp_path: Path) -> None:
     [
         {"num_resolutions": 1, "num_layers": 1},
         {"num_resolutions": 2, "num_layers": 3, "num_channels": 1024},
-        {"num_resolutions": 4, "num_layers": 14},
+        {"num_resolutions": 4, "num_layers": 10},
     ],
 )
 def test_grids_of_any_size_fit_their_picture(tmp_path: Path, numbers: dict[str, int]) -> None:

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from search_space import ESTIMATORS, Selection, select
-from search_space.estimators import gumbel_straight_through
+from search_space.estimators import OUT_OF_CHOICE, gumbel_straight_through
 
 NUM_CANDIDATES = 5
 
@@ -131,6 +131,17 @@ def test_huge_logits_give_finite_gradients(estimator: str) -> None:
     (factors * torch.arange(1.0, 4.0)).sum().backward()
     assert factors.isfinite().all()
     assert logits.grad.isfinite().all()
+
+
+@pytest.mark.parametrize("estimator", ESTIMATORS)
+def test_candidates_out_of_choice_never_run_and_get_no_gradient(estimator: str) -> None:
+    logits = torch.tensor([[0.0, OUT_OF_CHOICE, 1.0]]).repeat(500, 1).requires_grad_()
+    selection = choose(logits, estimator)
+    assert {index for active in selection.active for index in active} == {0, 2}
+    assert (selection.factors[:, 1] == 0).all()
+    (selection.factors * torch.tensor([1.0, 5.0, 3.0])).sum().backward()
+    assert (logits.grad[:, 1] == 0).all()
+    assert (logits.grad[:, 0] != 0).any()
 
 
 def test_a_common_shift_of_the_logits_changes_nothing() -> None:

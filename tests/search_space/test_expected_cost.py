@@ -19,6 +19,7 @@ from search_space import (
     op_macs,
     op_num_parameters,
     part_op_specs,
+    restrict_to_budget,
     sample_genotype,
     space_op_specs,
 )
@@ -55,7 +56,8 @@ def test_decided_parts_with_and_without_unreachable_cells_occur(space: SearchSpa
     assert min(sizes) < 12
 
 
-def test_parameters_and_multiply_adds_are_prices(space: SearchSpace, make_arch: MakeArch) -> None:
+def test_parameters_and_multiply_adds_are_prices(make_arch: MakeArch) -> None:
+    space = SearchSpace(num_channels=16, candidate_ops=("conv_d1", "hin", "skip"))
     arch = make_arch(space, seed=1, spread=DECIDED)
     genotype = Genotype(num_channels=16, num_resolutions=3, num_layers=6, parts=(derive(arch),) * 3)
     parameters = model(space, op_num_parameters).expected(arch).total.item()
@@ -178,6 +180,39 @@ def test_nothing_saves_the_frame(space: SearchSpace, make_arch: MakeArch) -> Non
         assert costs.expected(make_arch(space, seed=seed, spread=DECIDED)).total.item() > costs.minimum_frame_cost
     frame = part_op_specs(1, derive(make_arch(space)), space, height=32, width=48)[:2]
     assert costs.minimum_frame_cost <= sum(map(any_price, frame))
+
+
+def price_by_size(spec: OpSpec) -> float:
+    """Give a price in proportion to the pixels, 1 for most operators at full size, much more for swin."""
+    return {"swin": 40.0, "hin": 4.0, "add": 0.0}.get(spec.name, 1.0) * spec.height * spec.width / (32 * 48)
+
+
+def test_a_budget_takes_away_what_does_not_fit(space: SearchSpace, make_arch: MakeArch) -> None:
+    arch, costs = make_arch(space), model(space, price_by_size)
+    # The frame of part 1 costs 2; swin costs 40 at full size, 10 + 1.25 at half, 2.5 + 1.5625 at a quarter of the side.
+    assert restrict_to_budget(arch, costs, 10.0) == 6 + 4
+    swin = space.candidate_ops.index("swin")
+    for n, cell in enumerate(space.cells):
+        p = arch.probabilities()["alpha"][n]
+        assert (p[swin] > 0).item() == (cell.resolution == 2)
+        assert p.sum().item() == pytest.approx(1)
+        assert (p > 0).sum() >= 7
+    assert all(cell.op != "swin" or cell.position.resolution == 2 for cell in derive(arch).cells)
+    with torch.no_grad():
+        for logits in arch.parameters():
+            logits.zero_()
+    assert costs.expected(arch).regulariser.item() == pytest.approx(1, rel=1e-5)
+
+
+def test_a_wide_budget_takes_nothing_away_and_a_tight_one_the_coarse_cells(
+    space: SearchSpace, make_arch: MakeArch
+) -> None:
+    arch = make_arch(space)
+    assert restrict_to_budget(arch, model(space, price_by_size), 1e6) == 0
+    assert arch.has_op.all()
+    # Frame 2, cheapest operator at full size 1: nothing is left for the way down and up (1.25).
+    restrict_to_budget(arch, model(space, price_by_size), 3.2)
+    assert {cell.position.resolution for cell in derive(arch).cells} == {0}
 
 
 def test_the_space_lists_what_any_architecture_calls(space: SearchSpace) -> None:
