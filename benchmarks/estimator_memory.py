@@ -3,10 +3,10 @@
     python benchmarks/estimator_memory.py
 
 A part search's architecture step (forward and backward through part 1, C = 16, 8 patches of 48x48) with 1, 2, 4 and 8
-operators on offer. Operators differ a lot in what they keep (swin 20 times a convolution), so "n operators" averages over
-disjoint sets of n that together hold all eight: eight sets of one, four of two, two of four, one of eight. Every cell runs
-at full width. Bytes are those of the tensors that autograd keeps for the backward pass, each storage once, parameters left
-out.
+operators on offer. Operators differ a lot in what they keep (swin 20 times a convolution), so "n operators" averages
+over disjoint sets of n that together hold all eight: eight sets of one, four of two, two of four, one of eight. Every
+cell runs at full width. Bytes are those of the tensors that autograd keeps for the backward pass, each storage once,
+parameters left out.
 """
 
 import argparse

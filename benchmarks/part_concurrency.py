@@ -3,8 +3,8 @@
     python benchmarks/part_concurrency.py
 
 Every way does the same three searches of the quick preset, shortened to a few epochs, from the same cached features.
-Starting processes, importing torch and starting Ray are timed apart: the clock runs from the moment when all workers are
-ready until the last result is back.
+Starting processes, importing torch and starting Ray are timed apart: the clock runs from the moment when all workers
+are ready until the last result is back.
 """
 
 import argparse

@@ -5,10 +5,10 @@
 For every seed: the plain residual U-Net of `plain_unet.py` is trained; its measured latency is the budget (`target_ms`)
 of a search with the quick preset; the searched network is trained from the weights that the search left (as the preset
 does) and once from scratch; so are three random architectures of the space whose predicted latency lies within 10 % of
-the searched one's, from scratch. Every training gets the same seconds on the same photographs (astronaut, coffee, rocket;
-sigma 25; Adam 2e-3 with a cosine; batches of 16 patches of 48x48), one at a time, alone on the machine. PSNR is that of
-rounded images on chelsea and the crop of motorcycle_left, seed 0. Results are written after every network; the same
-command goes on where it was.
+the searched one's, from scratch. Every training gets the same seconds on the same photographs (astronaut, coffee,
+rocket; sigma 25; Adam 2e-3 with a cosine; batches of 16 patches of 48x48), one at a time, alone on the machine. PSNR is
+that of rounded images on chelsea and the crop of motorcycle_left, seed 0. Results are written after every network; the
+same command goes on where it was.
 """
 
 import argparse
@@ -89,8 +89,15 @@ def random_genotypes(run: Run, table: LatencyTable, target: float, seed: int) ->
 
 def benchmark_seed(seed: int, options: argparse.Namespace, folder: Path, rows: dict[str, Any]) -> None:
     """Fill `rows` with the networks of one seed that it lacks."""
-    base = load_config("quick", [f"seed={seed}", f"output={folder}/seed{seed}", f"latency.table={folder}/latency.parquet",
-                                 *options.overrides])  # fmt: skip
+    base = load_config(
+        "quick",
+        [
+            f"seed={seed}",
+            f"output={folder}/seed{seed}",
+            f"latency.table={folder}/latency.parquet",
+            *options.overrides,
+        ],
+    )
     torch.manual_seed(seed)
     plain = PlainUNet()
 
@@ -149,8 +156,8 @@ def main() -> None:
     psnr["random"] = [rows[f"random{i}"]["psnr_db"] for rows in seeds for i in range(NUM_RANDOM)]
     result = {"seconds": options.seconds, "overrides": options.overrides, "psnr_db": psnr, "networks": options.rows}
     table_rows = [
-        [f"{name}, seed {seed}", f"{row['psnr_db']:.2f}", f"{row['measured_ms']:.1f}", f"{row.get('predicted_ms', 0):.1f}",
-         f"{row['num_parameters'] / 1e3:.1f}", str(row["num_steps"])]
+        [f"{name}, seed {seed}", f"{row['psnr_db']:.2f}", f"{row['measured_ms']:.1f}",
+         f"{row.get('predicted_ms', 0):.1f}", f"{row['num_parameters'] / 1e3:.1f}", str(row["num_steps"])]
         for seed, rows in zip(options.seeds, seeds, strict=True) for name, row in rows.items()
     ]  # fmt: skip
     columns = ["network", "PSNR, dB", "measured ms", "predicted ms", "parameters, k", "steps"]

@@ -1,8 +1,8 @@
 """keep_freed_memory: let the process reuse the memory it frees, in place of returning it to the system.
 
-Called once by every process that computes: commands, part searches, retraining workers, benchmarks. On Linux with glibc a
-freed feature map above 128 kB goes back to the system by default, and the next one is faulted in page by page. Keeping
-it took a training step of a light network from 38 to 27 ms (AMD EPYC, 1 thread, torch 2.13, 2026-11-23).
+Called once by every process that computes: commands, part searches, retraining workers, benchmarks. On Linux with glibc
+a freed feature map above 128 kB goes back to the system by default, and the next one is faulted in page by page.
+Keeping it took a training step of a light network from 38 to 27 ms (AMD EPYC, 1 thread, torch 2.13, 2026-11-23).
 """
 
 import ctypes

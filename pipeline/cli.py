@@ -13,7 +13,7 @@ from rich.console import Console
 
 from latency import keep_freed_memory
 from pipeline.config import Config, list_presets, load_config
-from pipeline.report import ProgressReport, score_table, summary_table
+from pipeline.report import ProgressReport, price_table, score_table, summary_table
 
 _EPILOG = """examples:
   denoise-nas run --config quick
@@ -79,9 +79,8 @@ def _latency_build(options: argparse.Namespace, console: Console) -> None:
         run = stages.open_run(_config(options), progress=progress)
         with stages.locked(run.folder):
             table = run.latency_table()
-    frame = table.to_frame().groupby("name")["median_ms"].describe()[["count", "min", "mean", "max"]]
-    console.print(frame.round(3).to_string())
-    console.print(f"{len(table)} operators priced on {table.device.device_name}: {run.path('latency.parquet')}")
+    console.print(price_table(table))
+    console.print(f"saved in {run.config.latency.table or run.path('latency.parquet')}", soft_wrap=True)
 
 
 def _search(options: argparse.Namespace, console: Console) -> None:

@@ -20,6 +20,7 @@ from pipeline.data.noise import NOISE_MODELS
 from search_space import DEFAULT_OPS, ESTIMATORS
 
 PHOTOGRAPHS = "photographs"
+DEVICES = ("cpu", "cuda")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -108,6 +109,7 @@ class LatencyConfig:
     """Parquet file to reuse or create; by default `latency.parquet` in the run's folder."""
 
     def __post_init__(self) -> None:
+        _check(self.device in DEVICES, "latency.device", f"one of {', '.join(DEVICES)}", self.device)
         _check(self.num_threads >= 1, "latency.num_threads", "at least 1", self.num_threads)
         _check(self.image_size >= 16, "latency.image_size", "at least 16", self.image_size)
         _check(1 <= self.min_repeats <= self.max_repeats, "latency.min_repeats", "between 1 and max_repeats",
@@ -156,6 +158,8 @@ class SearchConfig:
         _check(self.patch_size % 4 == 0, "search.patch_size", "a multiple of 4", self.patch_size)
         _check(2 * self.batch_size <= self.num_patches, "search.num_patches", "at least two batches", self.num_patches)
         _check(0 <= self.warmup_share < 1, "search.warmup_share", "in [0, 1)", self.warmup_share)
+        for name in ("weight_learning_rate", "arch_learning_rate"):
+            _check(0 < getattr(self, name) <= 1, f"search.{name}", "above 0 and at most 1", getattr(self, name))
         _check(self.estimator in ESTIMATORS, "search.estimator", f"one of {', '.join(ESTIMATORS)}", self.estimator)
         _check(self.cost in COSTS, "search.cost", f"one of {', '.join(COSTS)}", self.cost)
         _check(self.complexity_weight >= 0, "search.complexity_weight", "at least 0", self.complexity_weight)
@@ -192,6 +196,9 @@ class RetrainConfig:
         for name in ("patch_size", "batch_size", "num_epochs", "steps_per_epoch", "num_workers", "threads_per_worker"):
             _check(getattr(self, name) >= 1, f"retrain.{name}", "at least 1", getattr(self, name))
         _check(self.patch_size % 4 == 0, "retrain.patch_size", "a multiple of 4", self.patch_size)
+        _check(0 < self.learning_rate <= 1, "retrain.learning_rate", "above 0 and at most 1", self.learning_rate)
+        _check(0 <= self.final_learning_rate <= self.learning_rate, "retrain.final_learning_rate",
+               "between 0 and retrain.learning_rate", self.final_learning_rate)  # fmt: skip
         _check(0 <= self.distill_share <= 1, "retrain.distill_share", "in [0, 1]", self.distill_share)
         _check(self.batch_size % self.num_workers == 0, "retrain.batch_size", "a multiple of retrain.num_workers",
                self.batch_size)  # fmt: skip
@@ -205,6 +212,11 @@ class EvaluateConfig:
     """Height and width for MACs and the measured latency."""
     tile_size: int | None = None
     """Tile for images that do not fit in memory; None runs whole images."""
+
+    def __post_init__(self) -> None:
+        _check(self.image_size >= 16, "evaluate.image_size", "at least 16", self.image_size)
+        if self.tile_size is not None:
+            _check(self.tile_size > 32, "evaluate.tile_size", "larger than the overlap of 32", self.tile_size)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -249,6 +261,9 @@ class PriorTrainConfig:
             _check(getattr(self, name) >= 1, f"prior_train.{name}", "at least 1", getattr(self, name))
         _check(self.patch_size >= 16 and self.patch_size % 4 == 0, "prior_train.patch_size",
                "a multiple of 4, at least 16", self.patch_size)  # fmt: skip
+        ok = len(self.sigma_255) == 2 and 0 <= self.sigma_255[0] <= self.sigma_255[1] <= 255
+        _check(ok, "prior_train.sigma_255", "two ascending numbers in [0, 255]", self.sigma_255)
+        _check(0 < self.learning_rate <= 1, "prior_train.learning_rate", "above 0 and at most 1", self.learning_rate)
         _check(self.noise_model in NOISE_MODELS, "prior_train.noise_model", f"one of {', '.join(NOISE_MODELS)}",
                self.noise_model)  # fmt: skip
 
@@ -279,6 +294,9 @@ class Config:
     tracking: TrackingConfig = field(default_factory=TrackingConfig)
     ray: RayConfig = field(default_factory=RayConfig)
     prior_train: PriorTrainConfig = field(default_factory=PriorTrainConfig)
+
+    def __post_init__(self) -> None:
+        _check(self.device in DEVICES, "device", f"one of {', '.join(DEVICES)}", self.device)
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain YAML types."""

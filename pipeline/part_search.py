@@ -87,7 +87,7 @@ def search_part(
     torch.manual_seed(seed * 3 + part_index)  # initial weights
     generator = torch.Generator().manual_seed(seed * 3 + part_index)
     supernet = PartSupernet(part_index, space, generator=generator)
-    supernet.to(device, memory_format=torch.channels_last)
+    supernet.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
     if target_cost is not None:
         restrict_to_budget(supernet.arch, costs.to(device), target_cost)
     search = _PartSearch(supernet, data, costs.to(device), config, target_cost, generator)
@@ -169,9 +169,9 @@ class _PartSearch:
     def _best_candidate(self, derived: PartNetwork) -> PartNetwork:
         """Return the candidate with the lowest L_dp on D_archi among the derived part and samples within the budget.
 
-        A short search leaves the softmaxes undecided, so the argmax is one of many likely parts, and its cost is not the
-        expected one. Without a budget a candidate's cost counts as in Eq. (13), in units of the uniform part's. If no
-        candidate is within the budget, the cheapest one is kept.
+        A short search leaves the softmaxes undecided, so the argmax is one of many likely parts, and its cost is not
+        the expected one. Without a budget a candidate's cost counts as in Eq. (13), in units of the uniform part's. If
+        no candidate is within the budget, the cheapest one is kept.
         """
         config, arch = self.config, self.supernet.arch
         generator = torch.Generator().manual_seed(int(self.generator.initial_seed()) + 1)

@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from pipeline.checkpoint import load_checkpoint, save_checkpoint
-from pipeline.config import PriorTrainConfig
+from pipeline.config import PriorTrainConfig, to_plain
 from pipeline.data.patches import PatchSource
 from pipeline.priors.base import Prior
 
@@ -55,13 +55,13 @@ def train_prior(
         images, patch_size=config.patch_size, noise_model=config.noise_model, sigma_range=config.sigma_range
     )
     generator = torch.Generator().manual_seed(config.seed)
-    prior.to(device, memory_format=torch.channels_last).train()
+    prior.to(device, memory_format=torch.channels_last).train()  # type: ignore[call-overload]
     optimizer = torch.optim.Adam(prior.parameters(), lr=config.learning_rate)
     first_step = 0
     if checkpoint_path.exists():
         state = load_checkpoint(checkpoint_path, map_location=device)
-        if state["config"] != config.to_dict():
-            raise ValueError(f"checkpoint {checkpoint_path} was made by {state['config']}, got {config.to_dict()}")
+        if state["config"] != to_plain(config):
+            raise ValueError(f"checkpoint {checkpoint_path} was made by {state['config']}, got {to_plain(config)}")
         prior.load_state_dict(state["weights"])
         optimizer.load_state_dict(state["optimizer"])
         generator.set_state(state["generator"].cpu())
@@ -76,7 +76,7 @@ def train_prior(
                 "weights": prior.state_dict(),
                 "optimizer": optimizer.state_dict(),
                 "generator": generator.get_state(),
-                "config": config.to_dict(),
+                "config": to_plain(config),
             },
         )
 

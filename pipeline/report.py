@@ -2,12 +2,15 @@
 
 import sys
 import time
+from statistics import median
 from types import TracebackType
 from typing import Any, Self
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Table
+
+from latency import LatencyTable
 
 _LINE_SECONDS = 15.0  # between lines where there is no terminal to draw a bar on
 
@@ -68,6 +71,24 @@ def summary_table(summary: dict[str, Any]) -> Table:
     seconds = summary["seconds"]
     table.caption = "seconds: " + ", ".join(f"{stage} {value:.0f}" for stage, value in seconds.items())
     table.caption_justify = "left"
+    return table
+
+
+def price_table(prices: LatencyTable) -> Table:
+    """Show how many operator calls were priced, and the cheapest, median and dearest, per operator and image size."""
+    groups: dict[tuple[str, int, int], list[float]] = {}
+    for spec in prices:
+        groups.setdefault((spec.name, spec.height, spec.width), []).append(prices[spec])
+    title = f"{len(prices)} operator calls priced on {prices.device_info.device_name}"
+    table = Table(title=title, title_justify="left")
+    for column in ("operator", "size", "calls", "min ms", "median ms", "max ms"):
+        table.add_column(column, justify="left" if column == "operator" else "right")
+    for name, height, width in sorted(groups, key=lambda key: (key[0], -key[1])):
+        values = groups[name, height, width]
+        table.add_row(
+            name, f"{height}x{width}", str(len(values)),
+            *(f"{value:.3f}" for value in (min(values), median(values), max(values))),
+        )  # fmt: skip
     return table
 
 

@@ -1,7 +1,7 @@
 """One architecture from photographs to a retrained denoiser: the stages of a run, in order.
 
-Called by the command line. Every stage leaves its result in the run's folder, so an interrupted run goes on where it was
-when the same command is given again.
+Called by the command line. Every stage leaves its result in the run's folder, so an interrupted run goes on where it
+was when the same command is given again.
 """
 
 import fcntl
@@ -218,7 +218,7 @@ class Run:
         """
         config = self.config
         device = torch.device(config.device)
-        network = network.to(device, memory_format=torch.channels_last).eval()
+        network = network.to(device, memory_format=torch.channels_last).eval()  # type: ignore[call-overload]
 
         def scores_of(model: torch.nn.Module) -> list[ImageScore]:
             return evaluate_denoiser(
@@ -362,7 +362,7 @@ def load_denoiser(path: Path | str) -> torch.nn.Module:
         network.load_state_dict(load_weights(weights))
     except RuntimeError as error:
         raise ValueError(f"weights {weights} do not belong to genotype {genotype.genotype_id}: {error}") from None
-    return network.to(memory_format=torch.channels_last).eval()
+    return network.to(memory_format=torch.channels_last).eval()  # type: ignore[call-overload]
 
 
 def derive_again(run: Run, *, threshold: float) -> Genotype:

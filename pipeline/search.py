@@ -1,7 +1,7 @@
 """Three part searches at the same time, as Ray actors, to one Genotype.
 
-Called by `pipeline.run`. Each actor runs `part_search.search_part`; the driver alone logs. arXiv 2502.13359, Algorithm 1
-(its loop over the parts runs in parallel, E17: every part takes the prior's features as input).
+Called by `pipeline.run`. Each actor runs `part_search.search_part`; the driver alone logs. arXiv 2502.13359, Algorithm
+1 (its loop over the parts runs in parallel, E17: every part takes the prior's features as input).
 """
 
 import json
@@ -224,7 +224,7 @@ def _sources(config: Config, halves: tuple[list[np.ndarray], list[np.ndarray]]) 
     }
 
 
-@ray.remote(max_concurrency=2)
+@ray.remote(max_concurrency=2)  # type: ignore[call-overload]  # an option of actors, which the stub overlooks
 class _PartActor:
     """One part search in its own process; `poll` answers while `run` works."""
 

@@ -47,7 +47,7 @@ class Trainer:
         num_workers: int = 1,
         max_seconds: float | None = None,
     ) -> None:
-        self.network = network.to(device, memory_format=torch.channels_last).train()
+        self.network = network.to(device, memory_format=torch.channels_last).train()  # type: ignore[call-overload]
         self.source = source
         self.config = config
         self.prior = prior if config.distill_share > 0 else None

@@ -137,8 +137,10 @@ class PartSupernet(PartFrame):
             out_channels = self.space.channels(WIDTHS[choices.widths[n]])
             channel_factors = None
             if choices.width_factors is not None:
-                # The output at the sampled width holds the output at every narrower one, so one run serves all z_k:
-                # channel c counts sum over k of z_k [c < width_k], which is 1 in the forward pass (Eqs. 5 to 7, 9, 10).
+                # One run serves all z_k: channel c counts sum over k of z_k [c < width_k], which is 1 in the forward
+                # pass (Eqs. 5 to 7, 9, 10). Exact for conv_* and skip, whose narrow outputs are prefixes of the wide
+                # one; hin, ib and swin mix channels, so there the prefix stands for the narrow run. Widths above the
+                # sampled one count as the sampled one.
                 channel_factors = (choices.width_factors[n] @ self.width_masks)[:out_channels]
             factors = None if choices.ops.factors is None else choices.ops.factors[n]
             features[cell] = mixed(gathered, choices.ops.active[n], factors, out_channels, channel_factors)

@@ -1,0 +1,1 @@
+"""Images, patches, noise, and what a part search learns from."""

@@ -85,7 +85,7 @@ def load_folder(folder: Path | str, *, minimum_size: int = 1) -> dict[str, np.nd
 
 
 def photographs(names: tuple[str, ...]) -> dict[str, np.ndarray]:
-    """Return photographs of scikit-image by name, for example `astronaut`; the validation ones cropped as documented."""
+    """Return photographs of scikit-image by name, for example `astronaut`; validation ones cropped as documented."""
     from skimage import data  # here: importing it costs half a second that most commands do not need
 
     images = {}

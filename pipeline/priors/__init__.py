@@ -48,7 +48,7 @@ def load_prior(weights: str | Path, *, device: torch.device | str = "cpu") -> Pr
             f"prior {str(weights)!r} is neither a file nor a shipped prior; shipped are {', '.join(list_priors())}"
         )
     prior = _build_mirnet(tensors, str(weights))
-    return prior.to(device, memory_format=torch.channels_last).eval().requires_grad_(False)
+    return prior.to(device, memory_format=torch.channels_last).eval().requires_grad_(False)  # type: ignore[call-overload]
 
 
 def save_prior(prior: Prior, path: Path | str, *, dtype: torch.dtype = torch.float16) -> None:

@@ -17,30 +17,48 @@ NUM_STREAMS = 3  # full, half and quarter resolution
 NUM_COLUMNS = 2
 
 
-class _DualAttentionUnit(nn.Module):
-    """Spatial and channel attention side by side, fused by a 1x1 convolution, with a residual connection."""
+class _SpatialAttention(nn.Module):
+    """One factor per pixel, from the largest and the mean feature."""
 
-    def __init__(self, channels: int, activation: nn.PReLU) -> None:
+    def __init__(self) -> None:
         super().__init__()
-        self.SA = nn.Module()
-        self.SA.spatial = nn.Module()
-        self.SA.spatial.conv = nn.Conv2d(2, 1, 5, padding=2, bias=False)
-        self.CA = nn.Module()
-        self.CA.conv_du = nn.Sequential(
+        self.spatial = nn.Sequential()  # holds the convolution under the published name
+        self.spatial.add_module("conv", nn.Conv2d(2, 1, 5, padding=2, bias=False))
+
+    def forward(self, features: Tensor) -> Tensor:
+        pooled = torch.cat([features.amax(dim=1, keepdim=True), features.mean(dim=1, keepdim=True)], dim=1)
+        return features * torch.sigmoid(self.spatial(pooled))  # (B, 2, H, W) -> (B, 1, H, W)
+
+
+class _ChannelAttention(nn.Module):
+    """One factor per channel, from its mean over the image."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.conv_du = nn.Sequential(
             nn.Conv2d(channels, channels // 8, 1, bias=False),
             nn.ReLU(),
             nn.Conv2d(channels // 8, channels, 1, bias=False),
             nn.Sigmoid(),
         )
+
+    def forward(self, features: Tensor) -> Tensor:
+        return features * self.conv_du(features.mean(dim=(2, 3), keepdim=True))
+
+
+class _DualAttentionUnit(nn.Module):
+    """Spatial and channel attention side by side, fused by a 1x1 convolution, with a residual connection."""
+
+    def __init__(self, channels: int, activation: nn.PReLU) -> None:
+        super().__init__()
+        self.SA = _SpatialAttention()
+        self.CA = _ChannelAttention(channels)
         self.body = nn.Sequential(_conv3x3(channels, channels), activation, _conv3x3(channels, channels))
         self.conv1x1 = nn.Conv2d(2 * channels, channels, 1, bias=False)
 
     def forward(self, x: Tensor) -> Tensor:
         features = self.body(x)
-        pooled = torch.cat([features.amax(dim=1, keepdim=True), features.mean(dim=1, keepdim=True)], dim=1)
-        spatial = features * torch.sigmoid(self.SA.spatial.conv(pooled))  # (B, 2, H, W) -> (B, 1, H, W)
-        channel = features * self.CA.conv_du(features.mean(dim=(2, 3), keepdim=True))
-        return x + self.conv1x1(torch.cat([spatial, channel], dim=1))
+        return x + self.conv1x1(torch.cat([self.SA(features), self.CA(features)], dim=1))
 
 
 class _SelectiveKernelFusion(nn.Module):
@@ -53,13 +71,16 @@ class _SelectiveKernelFusion(nn.Module):
         self.fcs = nn.ModuleList(nn.Conv2d(hidden, channels, 1, bias=False) for _ in range(NUM_STREAMS))
 
     def forward(self, streams: list[Tensor]) -> Tensor:
-        descriptor = self.conv_du(sum(streams).mean(dim=(2, 3), keepdim=True))
+        full, half, quarter = streams
+        descriptor = self.conv_du((full + half + quarter).mean(dim=(2, 3), keepdim=True))
         weights = torch.stack([fc(descriptor) for fc in self.fcs]).softmax(dim=0)  # (3, B, C, 1, 1)
-        return sum(weight * stream for weight, stream in zip(weights, streams, strict=True))
+        return weights[0] * full + weights[1] * half + weights[2] * quarter
 
 
 class _BlurPool(nn.Module):
     """Anti-aliased stride 2: a fixed [1, 2, 1] binomial filter per channel, reflection-padded."""
+
+    filt: Tensor
 
     def __init__(self, channels: int) -> None:
         super().__init__()
@@ -152,16 +173,19 @@ class _MultiScaleBlock(nn.Module):
         resizers = self.down if source < target else self.up
         return resizers[f"{self.channels * 2**source}_{2 ** abs(source - target)}"](x)
 
+    def _attend(self, stream: int, column: int, x: Tensor) -> Tensor:
+        return self.blocks.get_submodule(f"{stream}.{column}")(x)
+
     def forward(self, x: Tensor) -> Tensor:
-        streams = [self.blocks[0][0](x)]
+        streams = [self._attend(0, 0, x)]
         for j in range(1, NUM_STREAMS):
-            streams.append(self.blocks[j][0](self._resize(streams[j - 1], j - 1, j)))
+            streams.append(self._attend(j, 0, self._resize(streams[j - 1], j - 1, j)))
         # Every fusion reads the streams as they were before this column.
         fused = [
             self.selective_kernel[j]([self._resize(stream, i, j) for i, stream in enumerate(streams)])
             for j in range(NUM_STREAMS)
         ]
-        streams = [self.blocks[j][1](features) for j, features in enumerate(fused)]
+        streams = [self._attend(j, 1, features) for j, features in enumerate(fused)]
         full = [streams[0], self.last_up["1"](streams[1]), self.last_up["2"](streams[2])]
         return x + self.conv_out(self.selective_kernel[0](full))
 
@@ -200,6 +224,7 @@ class MIRNet(Prior):
         self.conv_out = _conv3x3(num_channels, 3)
 
     def run_part(self, part_index: int, x: Tensor) -> Tensor:
+        """Run the convolution and the group of one part; see `Prior.run_part`."""
         if part_index == 0:
             return self.body[0](self.conv_in(x))
         features = self.body[part_index](x)
