@@ -5,6 +5,7 @@ Called by prior training, the part searches and retraining. Reading never runs a
 
 import os
 import pickle
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -42,7 +43,9 @@ def load_checkpoint(path: Path | str, *, map_location: str | torch.device = "cpu
     if not path.is_file():
         raise FileNotFoundError(f"checkpoint {path} does not exist")
     try:
-        state = torch.load(path, map_location=map_location, weights_only=True)
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "Detected pickle protocol")  # a plain pickle; the error says it better
+            state = torch.load(path, map_location=map_location, weights_only=True)
     except (RuntimeError, pickle.UnpicklingError, EOFError, ValueError, KeyError) as error:
         raise ValueError(f"checkpoint {path} is damaged or not weights-only: {error}") from error
     if not isinstance(state, dict):

@@ -45,7 +45,7 @@ class NoiseConfig:
     """Noise added to clean training patches, and to validation images."""
 
     model: str = "awgn"
-    """`awgn`, `niid` (VDN's training maps) or `mixed`."""
+    """`awgn`, `niid` (VDN's training maps), `mixed`, or `pairs`: data folders hold `clean` and `noisy` images."""
     sigma_255: tuple[float, ...] = (25.0, 25.0)
     """Lowest and highest sigma of `awgn` in grey levels."""
     validation_sigma_255: float = 25.0
@@ -162,7 +162,8 @@ class SearchConfig:
             _check(0 < getattr(self, name) <= 1, f"search.{name}", "above 0 and at most 1", getattr(self, name))
         _check(self.estimator in ESTIMATORS, "search.estimator", f"one of {', '.join(ESTIMATORS)}", self.estimator)
         _check(self.cost in COSTS, "search.cost", f"one of {', '.join(COSTS)}", self.cost)
-        _check(self.complexity_weight >= 0, "search.complexity_weight", "at least 0", self.complexity_weight)
+        _check(0 <= self.complexity_weight < float("inf"), "search.complexity_weight", "finite and at least 0",
+               self.complexity_weight)  # fmt: skip
         _check(self.temperature > 0, "search.temperature", "positive", self.temperature)
         _check(0 <= self.threshold < 1, "search.threshold", "in [0, 1)", self.threshold)
         _check(self.prior_features in ("cached", "live"), "search.prior_features", "cached or live",
@@ -264,8 +265,8 @@ class PriorTrainConfig:
         ok = len(self.sigma_255) == 2 and 0 <= self.sigma_255[0] <= self.sigma_255[1] <= 255
         _check(ok, "prior_train.sigma_255", "two ascending numbers in [0, 255]", self.sigma_255)
         _check(0 < self.learning_rate <= 1, "prior_train.learning_rate", "above 0 and at most 1", self.learning_rate)
-        _check(self.noise_model in NOISE_MODELS, "prior_train.noise_model", f"one of {', '.join(NOISE_MODELS)}",
-               self.noise_model)  # fmt: skip
+        models = NOISE_MODELS[:-1]
+        _check(self.noise_model in models, "prior_train.noise_model", f"one of {', '.join(models)}", self.noise_model)
 
     @property
     def sigma_range(self) -> tuple[float, float]:

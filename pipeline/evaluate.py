@@ -67,7 +67,8 @@ def evaluate_denoiser(
 
     Args:
         model: maps (1, 3, H, W) to the same shape; lies on `device`.
-        images: (H, W, 3) uint8 clean images by name.
+        images: (H, W, 3) uint8 clean images by name; or (H, W, 6) pairs, the clean image's channels first, to which no
+            noise is added.
         sigma: noise standard deviation on the [0, 1] scale.
         seed: of the noise of every image; 0 by convention.
         device: where the model runs.
@@ -89,8 +90,10 @@ def evaluate_denoiser(
     for name, clean in images.items():
         _check_image(name, clean)
     scores = []
-    for name, clean in images.items():
-        noisy = to_tensor(add_test_awgn(clean / 255, sigma, seed=seed))
+    for name, image in images.items():
+        clean = image[..., :3]
+        is_pair = image.shape[2] == 6
+        noisy = to_tensor(image[..., 3:] if is_pair else add_test_awgn(clean / 255, sigma, seed=seed))
         start = time.perf_counter()
         denoised = denoise_image(model, noisy, tile_size=tile_size, tile_overlap=tile_overlap, device=device)
         seconds = time.perf_counter() - start  # the result is on the CPU, so the device has finished
@@ -131,8 +134,13 @@ def mean_score(scores: Sequence[ImageScore]) -> ImageScore:
 
 
 def _check_image(name: str, image: np.ndarray) -> None:
-    if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3 or min(image.shape[:2]) < SSIM_WINDOW_SIZE:
+    if (
+        image.dtype != np.uint8
+        or image.ndim != 3
+        or image.shape[2] not in (3, 6)
+        or min(image.shape[:2]) < SSIM_WINDOW_SIZE
+    ):
         raise ValueError(
-            f"image {name!r} must be (H, W, 3) uint8 with both sides at least {SSIM_WINDOW_SIZE} pixels, "
+            f"image {name!r} must be (H, W, 3) or (H, W, 6) uint8 with both sides at least {SSIM_WINDOW_SIZE} pixels, "
             f"got {image.dtype} of shape {image.shape}"
         )

@@ -21,7 +21,7 @@ from latency import DeviceInfo, LatencyTable, TimingRule, build_table, measure_n
 from pipeline.checkpoint import load_checkpoint, load_weights, save_checkpoint, save_weights, write_atomically
 from pipeline.cluster import load_op_files, read_op_files
 from pipeline.config import PHOTOGRAPHS, Config
-from pipeline.data.images import TRAINING_PHOTOGRAPHS, VALIDATION_PHOTOGRAPHS, load_folder, photographs
+from pipeline.data.images import TRAINING_PHOTOGRAPHS, VALIDATION_PHOTOGRAPHS, load_folder, load_pairs, photographs
 from pipeline.evaluate import ImageScore, evaluate_denoiser, mean_score
 from pipeline.part_search import PartSearchResult
 from pipeline.pictures import ComparisonRow, comparison_figure
@@ -125,6 +125,14 @@ class Run:
         if self.path("search.pt").exists():
             return self._load_search(key)
         costs = stage.cost_models(self.config, self.space, None if table is None else table.__getitem__)
+        if self.config.search.prior_features == "cached":
+            megabytes = stage.features_megabytes(self.config, self.space.num_channels)
+            _logger.info("prior features of %d patches: %.0f MB", self.config.search.num_patches, megabytes)
+            if self.config.ray.address is None and megabytes > 0.8 * self.config.ray.object_store_mb:
+                raise ValueError(
+                    f"cached prior features need about {megabytes:.0f} MB, `ray.object_store_mb` is "
+                    f"{self.config.ray.object_store_mb}; raise it, or set `search.prior_features` to live"
+                )
         inputs = stage.prepare_inputs(
             self.config,
             self.prior,
@@ -230,11 +238,13 @@ class Run:
         rows = [
             ComparisonRow(
                 name=score.name, noisy=_image(score.noisy), denoised=_image(score.denoised),
-                clean=self.validation_images[score.name], prior=_image(reference.denoised),
+                clean=np.ascontiguousarray(self.validation_images[score.name][..., :3]),
+                prior=_image(reference.denoised),
             )
             for score, reference in zip(own, prior, strict=True)
         ]  # fmt: skip
-        sigma = f"sigma {config.noise.validation_sigma_255:g}"
+        is_real = config.noise.model == "pairs"
+        sigma = "real noise" if is_real else f"sigma {config.noise.validation_sigma_255:g}"
         comparison_figure(rows, self.path("comparison.png"), title=f"{network.genotype.genotype_id}, {sigma}")
         mean, prior_mean = mean_score(own), mean_score(prior)
         size, priced_size = config.evaluate.image_size, config.latency.image_size
@@ -311,12 +321,12 @@ def open_run(config: Config, *, progress: Progress = _no_progress, log: MetricLo
         candidate_ops=config.space.candidate_ops,
     )
     patch_size = max(config.search.patch_size, config.retrain.patch_size)
-    training = _images(config.data.training, TRAINING_PHOTOGRAPHS, minimum_size=patch_size)
+    training = _images(config, config.data.training, TRAINING_PHOTOGRAPHS, minimum_size=patch_size)
     for name in config.data.exclude:
         if name not in training:
             raise ValueError(f"`data.exclude` names {name!r}, which is not in {config.data.training}")
         del training[name]
-    validation = _images(config.data.validation, VALIDATION_PHOTOGRAPHS, minimum_size=16)
+    validation = _images(config, config.data.validation, VALIDATION_PHOTOGRAPHS, minimum_size=16)
     folder = Path(config.output)
     _claim_folder(folder, config)
     return Run(
@@ -446,10 +456,13 @@ def _claim_folder(folder: Path, config: Config) -> None:
     config.save(stored)
 
 
-def _images(source: str, names: tuple[str, ...], *, minimum_size: int) -> dict[str, np.ndarray]:
+def _images(config: Config, source: str, names: tuple[str, ...], *, minimum_size: int) -> dict[str, np.ndarray]:
+    if source == PHOTOGRAPHS and config.noise.model == "pairs":
+        raise ValueError("`noise.model` pairs needs folders with `clean` and `noisy` in them, not the photographs")
     if source == PHOTOGRAPHS:
         return photographs(names)
-    return load_folder(source, minimum_size=minimum_size)
+    load = load_pairs if config.noise.model == "pairs" else load_folder
+    return load(source, minimum_size=minimum_size)
 
 
 def _image(image: np.ndarray | None) -> np.ndarray:

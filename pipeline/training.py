@@ -56,7 +56,8 @@ class Trainer:
         self.max_seconds = max_seconds
         self.generator = torch.Generator().manual_seed(seed)
         self.module = wrap(_Outputs(self.network))
-        self.optimizer = torch.optim.Adam(self.network.parameters(), lr=config.learning_rate)
+        self.optimizer = self._new_optimizer()
+        self.is_distilling = self.prior is not None
         self.num_steps = 0
         self.num_skipped = 0
         self._started = time.perf_counter()
@@ -95,15 +96,19 @@ class Trainer:
 
     def _step(self) -> float:
         config, progress = self.config, self.progress
-        for group in self.optimizer.param_groups:
-            span = config.learning_rate - config.final_learning_rate
-            group["lr"] = config.final_learning_rate + span * 0.5 * (1 + math.cos(math.pi * progress))
         noisy, clean = (
             t.to(self.device, memory_format=torch.channels_last)
             for t in self.source.sample(self.batch_size, self.generator)
         )
         self.num_steps += 1
-        if self.prior is not None and progress < config.distill_share:
+        if self.is_distilling and progress >= config.distill_share:
+            # L_dp is far larger than L1: its second moments in Adam would hold the steps down for the next thousand.
+            self.is_distilling = False
+            self.optimizer = self._new_optimizer()
+        for group in self.optimizer.param_groups:
+            span = config.learning_rate - config.final_learning_rate
+            group["lr"] = config.final_learning_rate + span * 0.5 * (1 + math.cos(math.pi * progress))
+        if self.is_distilling and self.prior is not None:
             with torch.no_grad():
                 targets = self.prior.features(noisy)
             features = self.module(noisy)
@@ -119,6 +124,9 @@ class Trainer:
             self.num_skipped += 1
         return value
 
+    def _new_optimizer(self) -> torch.optim.Adam:
+        return torch.optim.Adam(self.network.parameters(), lr=self.config.learning_rate)
+
     def state(self) -> dict[str, Any]:
         """Return everything that `load_state` needs to go on."""
         return {
@@ -126,6 +134,7 @@ class Trainer:
             "optimizer": self.optimizer.state_dict(),
             "generator": self.generator.get_state(),
             "num_steps": self.num_steps,
+            "is_distilling": self.is_distilling,
         }
 
     def load_state(self, state: dict[str, Any]) -> None:
@@ -134,6 +143,7 @@ class Trainer:
         self.optimizer.load_state_dict(state["optimizer"])
         self.generator.set_state(state["generator"].cpu())
         self.num_steps = state["num_steps"]
+        self.is_distilling = state["is_distilling"]
 
 
 class _Outputs(nn.Module):

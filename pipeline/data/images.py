@@ -84,6 +84,28 @@ def load_folder(folder: Path | str, *, minimum_size: int = 1) -> dict[str, np.nd
     return images
 
 
+def load_pairs(folder: Path | str, *, minimum_size: int = 1) -> dict[str, np.ndarray]:
+    """Read pairs of equal file stems from `folder`/clean and `folder`/noisy.
+
+    Returns:
+        (H, W, 6) uint8 by stem: the clean image's channels, then the noisy one's.
+
+    Raises:
+        FileNotFoundError: one of the two folders does not exist.
+        ValueError: an image cannot be used, has no partner, or one of another size; all of them are named at once.
+    """
+    clean, noisy = (load_folder(Path(folder) / name, minimum_size=minimum_size) for name in ("clean", "noisy"))
+    problems = [f"image {name} is in only one of {folder}/clean and {folder}/noisy" for name in clean.keys() ^ noisy]
+    problems += [
+        f"the pair {name} of {folder} has different sizes: clean {clean[name].shape[:2]}, noisy {noisy[name].shape[:2]}"
+        for name in clean.keys() & noisy.keys()
+        if clean[name].shape != noisy[name].shape
+    ]
+    if problems:
+        raise ValueError("\n".join(sorted(problems)))
+    return {name: np.concatenate([clean[name], noisy[name]], axis=2) for name in clean}
+
+
 def photographs(names: tuple[str, ...]) -> dict[str, np.ndarray]:
     """Return photographs of scikit-image by name, for example `astronaut`; validation ones cropped as documented."""
     from skimage import data  # here: importing it costs half a second that most commands do not need

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-NOISE_MODELS = ("awgn", "niid", "mixed")
+NOISE_MODELS = ("awgn", "niid", "mixed", "pairs")  # pairs: nothing is added, the noise is in the data
 _MAX_NIID_SIGMA = 75 / 255
 _NIID_OFFSET = 5 / 255  # added to the upper end, so sigma lies in [0, 80]/255
 
@@ -58,8 +58,9 @@ def sample_noise_map(
     Raises:
         ValueError: unknown `model`.
     """
-    if model not in NOISE_MODELS:
-        raise ValueError(f"`noise.model` must be one of {', '.join(NOISE_MODELS)}, got {model!r}")
+    models = NOISE_MODELS[:-1]
+    if model not in models:
+        raise ValueError(f"`model` must be one of {', '.join(models)}, got {model!r}")
     low, high = sigma_range
     sigmas = low + (high - low) * torch.rand(batch_size, 1, 1, 1, generator=generator)
     maps = sigmas.expand(batch_size, 1, size, size).clone()

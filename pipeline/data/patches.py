@@ -16,7 +16,8 @@ class PatchSource:
     """Draw augmented clean patches, and noisy ones made from them.
 
     Args:
-        images: (H, W, 3) uint8 images, each at least `patch_size` on both sides.
+        images: (H, W, 3) uint8 images, each at least `patch_size` on both sides; (H, W, 6) with noise model `pairs`,
+            the clean image's channels first, then the noisy one's.
         patch_size: height and width of a patch in pixels.
         noise_model: see `pipeline.data.noise.sample_noise_map`.
         sigma_range: lowest and highest sigma on the [0, 1] scale.
@@ -35,7 +36,13 @@ class PatchSource:
     ) -> None:
         if not images:
             raise ValueError("`images` must hold at least one image, got none")
+        num_channels = 6 if noise_model == "pairs" else 3
         for index, image in enumerate(images):
+            if image.ndim != 3 or image.shape[2] != num_channels:
+                raise ValueError(
+                    f"image {index} must have {num_channels} channels with noise model {noise_model}, "
+                    f"got shape {image.shape}"
+                )
             if min(image.shape[:2]) < patch_size:
                 raise ValueError(f"image {index} of shape {image.shape} is smaller than `patch_size` {patch_size}")
         self.images = list(images)
@@ -54,7 +61,7 @@ class PatchSource:
         size = self.patch_size
         indices = torch.multinomial(self._weights, batch_size, replacement=True, generator=generator).tolist()
         u = torch.rand(batch_size, 3, generator=generator).tolist()
-        patches = np.empty((batch_size, size, size, 3), dtype=np.uint8)
+        patches = np.empty((batch_size, size, size, self.images[0].shape[2]), dtype=np.uint8)
         for row, (index, (u_top, u_left, u_symmetry)) in enumerate(zip(indices, u, strict=True)):
             height, width = self.images[index].shape[:2]
             top, left = int(u_top * (height - size + 1)), int(u_left * (width - size + 1))
@@ -62,7 +69,10 @@ class PatchSource:
             symmetry = int(u_symmetry * 8)  # one of the eight flips and rotations
             patch = np.rot90(patch, symmetry % 4)
             patches[row] = patch[:, ::-1] if symmetry >= 4 else patch
-        clean = torch.from_numpy(patches).permute(0, 3, 1, 2).float() / 255  # (B, P, P, 3) -> (B, 3, P, P)
+        stacked = torch.from_numpy(patches).permute(0, 3, 1, 2).float() / 255  # (B, P, P, 3 or 6) -> (B, 3 or 6, P, P)
+        clean = stacked[:, :3]
+        if self.noise_model == "pairs":
+            return stacked[:, 3:], clean
         noise_map = sample_noise_map(
             self.noise_model, batch_size, size, sigma_range=self.sigma_range, generator=generator
         )

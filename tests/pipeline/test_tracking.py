@@ -16,11 +16,6 @@ import pytest
 from pipeline import tracking
 from pipeline.tracking import MlflowClient, Tracker
 
-pytestmark = [
-    # mlflow 3.17 uses a loader strategy that SQLAlchemy 2.1 deprecates, when its store is imported.
-    pytest.mark.filterwarnings("ignore:The ``noload`` loader strategy:sqlalchemy.exc.SADeprecationWarning"),
-]
-
 
 @pytest.fixture(scope="module")
 def database(tmp_path_factory: pytest.TempPathFactory) -> str:

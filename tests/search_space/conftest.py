@@ -1,26 +1,12 @@
-"""What the search space tests share: a generator, two spaces, decided architecture parameters, random weights."""
+"""What the search space tests share: two spaces, decided architecture parameters, random weights."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 
 import pytest
 import torch
 from torch import nn
 
 from search_space import ArchParameters, Genotype, SearchSpace, sample_genotype
-
-
-@pytest.fixture(autouse=True)
-def one_thread() -> Iterator[None]:
-    """Operators this small are slower on several threads, much slower beside another busy process."""
-    num_threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(num_threads)
-
-
-@pytest.fixture
-def generator() -> torch.Generator:
-    return torch.Generator().manual_seed(0)
 
 
 @pytest.fixture

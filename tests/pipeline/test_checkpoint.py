@@ -1,0 +1,117 @@
+import os
+import pickle
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from pipeline import checkpoint
+from pipeline.checkpoint import load_checkpoint, load_weights, save_checkpoint, save_weights, write_atomically
+
+
+@pytest.fixture
+def state() -> dict[str, Any]:
+    return {"epoch": 3, "name": "a", "weights": {"w": torch.arange(4.0)}, "rows": [1, (2.5, None)]}
+
+
+def test_a_checkpoint_reads_back_equal(tmp_path: Path, state: dict[str, Any]) -> None:
+    path = tmp_path / "new" / "folder" / "part0.pt"
+    save_checkpoint(path, state)
+    again = load_checkpoint(path)
+    assert torch.equal(again["weights"].pop("w"), state["weights"].pop("w"))
+    assert again == state
+    assert list(path.parent.iterdir()) == [path]
+
+
+@pytest.mark.parametrize("writer", ["checkpoint", "weights", "text"])
+def test_a_file_that_is_being_replaced_is_whole_at_any_time(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, writer: str
+) -> None:
+    """Power may fail right before the rename: the old content is still there, all of it."""
+    path = tmp_path / "file"
+
+    def write(value: float) -> None:
+        if writer == "checkpoint":
+            save_checkpoint(path, {"w": torch.tensor([value])})
+        elif writer == "weights":
+            save_weights(path, {"w": torch.tensor([value])})
+        else:
+            write_atomically(path, str(value))
+
+    def die(source: Path, target: Path) -> None:
+        raise KeyboardInterrupt
+
+    write(1.0)
+    before = path.read_bytes()
+    with monkeypatch.context() as patch:
+        patch.setattr(checkpoint.os, "replace", die)
+        with pytest.raises(KeyboardInterrupt):
+            write(2.0)
+    assert path.read_bytes() == before
+    write(2.0)
+    assert path.read_bytes() != before
+
+
+@pytest.mark.parametrize("share", [0.0, 0.3, 0.95])
+def test_a_cut_off_checkpoint_is_refused(tmp_path: Path, state: dict[str, Any], share: float) -> None:
+    path = tmp_path / "part0.pt"
+    save_checkpoint(path, state)
+    os.truncate(path, int(path.stat().st_size * share))
+    with pytest.raises(ValueError, match=r"checkpoint .*part0\.pt is damaged or not weights-only"):
+        load_checkpoint(path)
+
+
+class Unknown:
+    def __reduce__(self) -> tuple[Any, ...]:
+        return os.mkdir, ("made-by-the-pickle",)
+
+
+@pytest.mark.parametrize("save", [torch.save, lambda value, path: path.write_bytes(pickle.dumps(value))])
+def test_code_in_a_checkpoint_is_refused_and_not_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, save: Any
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    path = tmp_path / "evil.pt"
+    save({"w": Unknown()}, path)
+    with pytest.raises(ValueError, match=r"evil\.pt is damaged or not weights-only"):
+        load_checkpoint(path)
+    assert not (tmp_path / "made-by-the-pickle").exists()
+
+
+def test_a_checkpoint_must_hold_a_dictionary(tmp_path: Path) -> None:
+    torch.save(torch.zeros(1), tmp_path / "tensor.pt")
+    with pytest.raises(ValueError, match=r"tensor\.pt must hold a dictionary, got Tensor"):
+        load_checkpoint(tmp_path / "tensor.pt")
+
+
+def test_missing_files_are_not_found(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError, match="checkpoint .*none.pt does not exist"):
+        load_checkpoint(tmp_path / "none.pt")
+    with pytest.raises(FileNotFoundError, match="weights .*none.safetensors do not exist"):
+        load_weights(tmp_path / "none.safetensors")
+
+
+def test_shared_tensors_are_stored_once(tmp_path: Path) -> None:
+    shared = torch.arange(6.0)
+    save_weights(tmp_path / "w.safetensors", {"a": shared, "b": shared, "c": shared.clone()})
+    found = load_weights(tmp_path / "w.safetensors")
+    assert list(found) == ["a", "c"]
+    assert torch.equal(found["a"], shared)
+
+
+def test_channels_last_weights_read_back_equal(tmp_path: Path, generator: torch.Generator) -> None:
+    weight = torch.randn(4, 3, 3, 3, generator=generator).to(memory_format=torch.channels_last)
+    save_weights(tmp_path / "w.safetensors", {"w": weight})
+    assert torch.equal(load_weights(tmp_path / "w.safetensors")["w"], weight)
+
+
+def test_damaged_weights_are_refused(tmp_path: Path) -> None:
+    path = tmp_path / "w.safetensors"
+    save_weights(path, {"w": torch.zeros(100)})
+    os.truncate(path, path.stat().st_size // 2)
+    with pytest.raises(ValueError, match=r"weights .*w\.safetensors cannot be read"):
+        load_weights(path)
+    path.write_text("not safetensors")
+    with pytest.raises(ValueError, match="cannot be read"):
+        load_weights(path)

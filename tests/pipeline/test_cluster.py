@@ -1,0 +1,96 @@
+"""Operator files of the user; Ray itself is exercised by `test_run.py`."""
+
+from pathlib import Path
+
+import pytest
+
+from ops import create_op, list_ops, registry
+from ops.spec import OpSpec
+from pipeline import cluster
+from pipeline.cluster import load_op_files, ray_session, read_op_files
+from pipeline.config import RayConfig
+
+SOURCE = """
+from torch import nn
+from ops import SlimmableConv2d, register_op
+
+@register_op("{name}")
+def build(spec):
+    return SlimmableConv2d(spec.in_channels, spec.out_channels, 1)
+"""
+
+
+@pytest.fixture(autouse=True)
+def own_registry(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Register into a copy, so that other tests do not see the operators of these."""
+    monkeypatch.setattr(registry, "_REGISTRY", dict(registry._REGISTRY))
+    monkeypatch.setattr(cluster, "_loaded_op_files", set())
+
+
+@pytest.fixture
+def op_file(tmp_path: Path) -> Path:
+    path = tmp_path / "pointwise.py"
+    path.write_text(SOURCE.format(name="pointwise"))
+    return path
+
+
+def test_an_operator_file_registers_its_operators(op_file: Path) -> None:
+    load_op_files(read_op_files((str(op_file),)))
+    assert "pointwise" in list_ops()
+    module = create_op(OpSpec(name="pointwise", in_channels=16, out_channels=8, base_channels=16, height=4, width=4))
+    assert sum(p.numel() for p in module.parameters()) == 16 * 8 + 8
+
+
+def test_a_file_is_run_once_per_process(op_file: Path) -> None:
+    sources = read_op_files((str(op_file),))
+    load_op_files(sources)
+    load_op_files(sources)
+    assert list_ops().count("pointwise") == 1
+
+
+def test_sources_travel_without_their_files(op_file: Path) -> None:
+    sources = read_op_files((str(op_file),))
+    op_file.unlink()
+    load_op_files(sources)
+    assert "pointwise" in list_ops()
+
+
+def test_a_missing_file_is_not_found(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError, match=r"operator file .*none\.py of `space\.op_files` does not exist"):
+        read_op_files((str(tmp_path / "none.py"),))
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("def broken(:", "SyntaxError"),
+        ("import a_module_that_does_not_exist", "ModuleNotFoundError: .*a_module_that_does_not_exist"),
+        ("1 / 0", "ZeroDivisionError"),
+        (SOURCE.format(name="skip"), "ValueError: operator 'skip' is registered already"),
+    ],
+)
+def test_a_failing_file_is_named_with_its_error(tmp_path: Path, text: str, message: str) -> None:
+    path = tmp_path / "mine.py"
+    path.write_text(text)
+    with pytest.raises(ValueError, match=rf"operator file .*mine\.py failed: {message}"):
+        load_op_files(read_op_files((str(path),)))
+
+
+def test_a_failing_file_may_be_mended_and_loaded(tmp_path: Path) -> None:
+    path = tmp_path / "mine.py"
+    path.write_text(SOURCE.format(name="mine") + "\n1 / 0\n")
+    with pytest.raises(ValueError, match="ZeroDivisionError"):
+        load_op_files(read_op_files((str(path),)))
+    path.write_text(SOURCE.format(name="mended"))
+    load_op_files(read_op_files((str(path),)))
+    assert "mended" in list_ops()
+
+
+@pytest.mark.slow
+@pytest.mark.ray
+def test_an_address_without_a_cluster_is_named() -> None:
+    with (
+        pytest.raises(ConnectionError, match="no Ray cluster at `ray.address` '127.0.0.1:1'"),
+        ray_session(RayConfig(address="127.0.0.1:1")),
+    ):
+        pass

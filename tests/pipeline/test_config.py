@@ -1,0 +1,147 @@
+from pathlib import Path
+
+import pytest
+
+from pipeline.config import Config, list_presets, load_config
+from search_space import DEFAULT_OPS
+
+
+@pytest.mark.parametrize("name", list_presets())
+def test_every_preset_loads_under_its_own_name(name: str) -> None:
+    config = load_config(name)
+    assert config.name == name
+    assert Path(config.output).name == name
+
+
+@pytest.mark.parametrize("name", ["paper-synthetic", "paper-sidd"])
+def test_the_paper_presets_carry_the_papers_numbers(name: str) -> None:
+    config = load_config(name)
+    assert (config.space.num_resolutions, config.space.num_layers) == (3, 6)
+    assert config.space.candidate_ops == DEFAULT_OPS
+    search, retrain = config.search, config.retrain
+    assert (search.patch_size, search.batch_size, search.num_epochs) == (128, 16, 150)
+    assert (search.weight_learning_rate, search.arch_learning_rate) == (2e-4, 1e-4)
+    assert search.estimator == "sampled"
+    assert (retrain.patch_size, retrain.batch_size, retrain.num_epochs) == (128, 32, 300)
+    assert (retrain.learning_rate, retrain.final_learning_rate) == (2e-4, 1e-6)
+    assert retrain.distill_share * retrain.num_epochs == 60
+    assert retrain.start == "scratch"
+    assert (config.latency.image_size, config.latency.max_repeats) == (256, 1000)
+    assert config.evaluate.image_size == 256
+
+
+def test_the_paper_presets_divide_the_data_as_the_paper() -> None:
+    synthetic = load_config("paper-synthetic")
+    assert synthetic.noise.model == "niid"
+    assert round(5576 * synthetic.data.architecture_share) == 2576
+    assert load_config("paper-sidd").data.architecture_share == 0.5
+
+
+def test_overrides_are_parsed_as_yaml() -> None:
+    config = load_config(
+        "tiny",
+        ["seed=7", "search.weight_learning_rate=1e-4", "search.target_ms=null", "space.candidate_ops=[skip, conv_d1]"],
+    )
+    assert config.seed == 7
+    assert config.search.weight_learning_rate == 1e-4
+    assert config.search.target_ms is None
+    assert config.space.candidate_ops == ("skip", "conv_d1")
+
+
+def test_sigmas_are_converted_to_the_unit_scale() -> None:
+    noise = load_config("tiny", ["noise.sigma_255=[0, 51]", "noise.validation_sigma_255=25.5"]).noise
+    assert noise.sigma_range == pytest.approx((0, 0.2))
+    assert noise.validation_sigma == pytest.approx(0.1)
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("serach.num_epochs=3", r"unknown key `serach`; known here are .*search"),
+        ("search.epochs=3", r"unknown key `search\.epochs`; known here are .*num_epochs"),
+        ("search.num_epochs=many", r"`search\.num_epochs` must be of type int, got 'many'"),
+        ("search.num_epochs=2.5", r"`search\.num_epochs` must be of type int, got 2\.5"),
+        ("search.num_epochs=true", r"`search\.num_epochs` must be of type int, got True"),
+        ("search.num_epochs=null", r"`search\.num_epochs` must be of type int, got None"),
+        ("search.temperature=hot", r"`search\.temperature` must be a number, got 'hot'"),
+        ("search=3", r"`search` must hold keys and values, got 3"),
+        ("space.candidate_ops=skip", r"`space\.candidate_ops` must be a list, got 'skip'"),
+        ("search.num_epochs=0", r"`search\.num_epochs` must be at least 1, got 0"),
+        ("search.patch_size=50", r"`search\.patch_size` must be a multiple of 4, got 50"),
+        ("search.batch_size=12", r"`search\.num_patches` must be at least two batches"),
+        ("search.weight_learning_rate=-1", r"`search\.weight_learning_rate` must be above 0"),
+        ("search.arch_learning_rate=.nan", r"`search\.arch_learning_rate` must be above 0"),
+        ("search.estimator=guess", r"`search\.estimator` must be one of .*sampled.*, got 'guess'"),
+        ("search.cost=joules", r"`search\.cost` must be one of latency, parameters, macs, got 'joules'"),
+        ("search.complexity_weight=-0.1", r"`search\.complexity_weight` must be finite and at least 0"),
+        ("search.threshold=1.0", r"`search\.threshold` must be in \[0, 1\), got 1\.0"),
+        ("search.target_ms=0", r"`search\.target_ms` must be positive"),
+        ("retrain.start=warm", r"`retrain\.start` must be scratch or inherited, got 'warm'"),
+        ("retrain.num_workers=3", r"`retrain\.batch_size` must be a multiple of retrain\.num_workers"),
+        ("retrain.final_learning_rate=0.5", r"`retrain\.final_learning_rate` must be between"),
+        ("noise.sigma_255=[50, 25]", r"`noise\.sigma_255` must be two ascending numbers in \[0, 255\]"),
+        ("noise.model=poisson", r"`noise\.model` must be one of awgn, niid, mixed, got 'poisson'"),
+        ("data.architecture_share=1.0", r"`data\.architecture_share` must be between 0 and 1"),
+        ("latency.min_repeats=9", r"`latency\.min_repeats` must be between 1 and max_repeats, got 9"),
+        ("evaluate.tile_size=16", r"`evaluate\.tile_size` must be larger than the overlap"),
+        ("prior_train.sigma_255=[3]", r"`prior_train\.sigma_255` must be two ascending numbers"),
+        ("device=tpu", r"`device` must be one of cpu, cuda, got 'tpu'"),
+        ("search.num_epochs", r"an override must look like .*, got 'search\.num_epochs'"),
+        ("=3", r"an override must look like"),
+        ("seed.num=3", r"`seed\.num` goes through `seed`, which holds a value"),
+        ("seed=[1", r"the value of override 'seed=\[1' is not YAML"),
+    ],
+)
+def test_a_wrong_setting_is_named(tmp_path: Path, override: str, message: str) -> None:
+    path = tmp_path / "tiny.yaml"
+    load_config("tiny", ["seed=0"]).save(path)
+    with pytest.raises(ValueError, match=message):
+        load_config(str(path), [override])
+
+
+def test_a_budget_in_ms_needs_the_latency_cost() -> None:
+    with pytest.raises(ValueError, match=r"`search\.cost` must be latency when search\.target_ms is set"):
+        load_config("tiny", ["search.cost=macs", "search.target_ms=3.0"])
+
+
+def test_a_missing_file_lists_the_presets() -> None:
+    with pytest.raises(FileNotFoundError, match="'quik' is neither a file nor a preset; presets are .*quick"):
+        load_config("quik")
+
+
+@pytest.mark.parametrize(("text", "message"), [("- 1\n- 2\n", "must hold keys and values, got list"), ("a: [", "YAML")])
+def test_a_file_that_is_no_configuration_is_refused(tmp_path: Path, text: str, message: str) -> None:
+    path = tmp_path / "broken.yaml"
+    path.write_text(text)
+    with pytest.raises(ValueError, match=message):
+        load_config(str(path))
+
+
+def test_an_empty_file_gives_the_defaults(tmp_path: Path) -> None:
+    path = tmp_path / "empty.yaml"
+    path.write_text("")
+    assert load_config(str(path)) == Config()
+
+
+@pytest.mark.parametrize("name", list_presets())
+def test_a_saved_configuration_reads_back_equal(tmp_path: Path, name: str) -> None:
+    config = load_config(name, ["search.complexity_weight=1e-5", "data.exclude=[a, b]"])
+    config.save(tmp_path / "config.yaml")
+    again = load_config(str(tmp_path / "config.yaml"))
+    assert again == config
+    assert again.config_hash == config.config_hash
+
+
+def test_the_hash_changes_with_what_changes_results_only() -> None:
+    reference = load_config("tiny").config_hash
+    assert len(reference) == 12
+    unimportant = ["output=elsewhere", "tracking.experiment=other", "ray.cpus_per_part=1.0", "name=another"]
+    assert load_config("tiny", unimportant).config_hash == reference
+    for setting in (
+        "seed=1",
+        "search.num_epochs=4",
+        "noise.model=niid",
+        "latency.num_threads=2",
+        "retrain.start=scratch",
+    ):
+        assert load_config("tiny", [setting]).config_hash != reference, setting

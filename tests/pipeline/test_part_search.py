@@ -1,0 +1,232 @@
+"""Algorithm 1 on a tiny space with an invented prior: no Ray, seconds in all."""
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from ops import OpSpec
+from pipeline.config import SearchConfig, load_config
+from pipeline.data.part_data import CachedFeatures, PatchSet
+from pipeline.part_search import Log, PartSearchResult, search_part
+from search_space import ESTIMATORS, ArchParameters, Choices, CostModel, PartNetwork, SearchSpace, op_num_parameters
+
+CPU = torch.device("cpu")
+
+
+@pytest.fixture
+def config() -> SearchConfig:
+    return replace(
+        load_config("tiny").search, num_patches=24, num_epochs=6, weight_learning_rate=3e-3, complexity_weight=0.0
+    )
+
+
+class Searcher:
+    """`search_part` with the arguments that all tests share."""
+
+    def __init__(self, space: SearchSpace, patches: PatchSet) -> None:
+        self.space = space
+        self.patches = patches
+
+    def costs(self, price: Any = op_num_parameters, part_index: int = 1) -> CostModel:
+        return CostModel(part_index, self.space, price, height=32, width=32)
+
+    def __call__(
+        self, config: SearchConfig, *, part_index: int = 1, seed: int = 0, **settings: Any
+    ) -> PartSearchResult:
+        costs = settings.pop("costs", None) or self.costs(part_index=part_index)
+        data = CachedFeatures(self.patches, part_index, CPU)
+        return search_part(part_index, self.space, data, costs, config, seed=seed, device=CPU, **settings)
+
+
+@pytest.fixture
+def run(tiny_space: SearchSpace, patch_set: PatchSet) -> Searcher:
+    return Searcher(tiny_space, patch_set)
+
+
+def same(first: PartSearchResult, second: PartSearchResult) -> bool:
+    """Tell whether two searches ended the same, bit by bit."""
+    return (
+        first.part == second.part
+        and first.probabilities == second.probabilities
+        and first.entropies == second.entropies
+        and first.weights.keys() == second.weights.keys()
+        and all(torch.equal(first.weights[name], second.weights[name]) for name in first.weights)
+    )
+
+
+class Rows(list):
+    """Collects what a search logs."""
+
+    def __call__(self, epoch: int, metrics: dict[str, float]) -> None:
+        self.append((epoch, metrics))
+
+
+@pytest.mark.parametrize("part_index", [0, 1, 2])
+def test_the_loss_falls(run: Searcher, config: SearchConfig, part_index: int) -> None:
+    rows = Rows()
+    run(replace(config, num_epochs=12), part_index=part_index, log=rows)
+    losses = [metrics["l_dp_weights"] for _, metrics in rows]
+    assert [epoch for epoch, _ in rows] == list(range(1, 13))
+    assert np.mean(losses[-3:]) < 0.7 * losses[0]
+
+
+def test_the_result_is_a_part_with_its_weights(run: Searcher, config: SearchConfig) -> None:
+    result = run(config)
+    network = PartNetwork(1, result.part, run.space)
+    network.load_state_dict(result.weights)
+    for name, rows in result.probabilities.items():
+        assert len(rows) == len(run.space.cells)
+        assert all(sum(row) == pytest.approx(1, abs=1e-4) for row in rows if any(row)), name
+    assert all(0 <= share <= 1 for share in result.entropies.values())
+
+
+def test_the_warm_up_trains_weights_only(run: Searcher, config: SearchConfig) -> None:
+    rows = Rows()
+    run(replace(config, num_epochs=4, warmup_share=0.5), log=rows)
+    assert ["l_dp_architecture" in metrics for _, metrics in rows] == [False, False, True, True]
+    entropies = [metrics["entropy_alpha"] for _, metrics in rows]
+    assert entropies[0] == entropies[1] != entropies[2]
+
+
+def test_the_same_seed_gives_the_same_result(run: Searcher, config: SearchConfig) -> None:
+    first = run(config)
+    assert same(first, run(config))
+    assert not same(first, run(config, seed=1))
+
+
+class KilledError(Exception):
+    pass
+
+
+def kill_after(epochs: int) -> Log:
+    def log(epoch: int, metrics: dict[str, float]) -> None:
+        if epoch == epochs:
+            raise KilledError
+
+    return log
+
+
+@pytest.mark.parametrize("epochs", [1, 3, 6])
+@pytest.mark.parametrize("derive_samples", [0, 4])
+def test_a_killed_search_goes_on_as_if_undisturbed(
+    run: Searcher, config: SearchConfig, tmp_path: Path, epochs: int, derive_samples: int
+) -> None:
+    """The third epoch is the first with architecture steps; after the sixth only the result is missing."""
+    config = replace(config, derive_samples=derive_samples)
+    path = tmp_path / "part1.pt"
+    with pytest.raises(KilledError):
+        run(config, checkpoint_path=path, checkpoint_key="a", log=kill_after(epochs))
+    rows = Rows()
+    torch.rand(3)  # the global generator's state must not matter
+    resumed = run(config, checkpoint_path=path, checkpoint_key="a", log=rows)
+    assert [epoch for epoch, _ in rows] == list(range(epochs + 1, 7))
+    assert same(resumed, run(config))
+
+
+def test_a_checkpoint_of_other_settings_is_refused(run: Searcher, config: SearchConfig, tmp_path: Path) -> None:
+    with pytest.raises(KilledError):
+        run(config, checkpoint_path=tmp_path / "part1.pt", checkpoint_key="a", log=kill_after(1))
+    with pytest.raises(ValueError, match=r"checkpoint .*part1\.pt belongs to run a, this is b"):
+        run(config, checkpoint_path=tmp_path / "part1.pt", checkpoint_key="b")
+
+
+def test_operators_that_were_not_sampled_stay_exactly_as_they_were(
+    run: Searcher, config: SearchConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One weight step per epoch: compare the checkpoints before and after it with the choices that it made."""
+    path, choices, states = tmp_path / "part1.pt", [], []
+    original = ArchParameters.sample
+
+    def sample(self: ArchParameters, **settings: Any) -> Choices:
+        choices.append(original(self, **settings))
+        return choices[-1]
+
+    def log(epoch: int, metrics: dict[str, float]) -> None:
+        states.append(torch.load(path, weights_only=True)["supernet"])
+
+    monkeypatch.setattr(ArchParameters, "sample", sample)
+    one_step = replace(config, num_patches=2 * config.batch_size, num_epochs=8, warmup_share=0.99)
+    run(one_step, checkpoint_path=path, log=log)
+    assert len(choices) == len(states) == 8
+    num_changed = num_kept = 0
+    for before, after, choice in zip(states[:-1], states[1:], choices[1:], strict=True):
+        for n, cell in enumerate(run.space.cells):
+            for k, op in enumerate(run.space.candidate_ops):
+                names = [
+                    name for name in before if name.startswith(f"cells.r{cell.resolution}_l{cell.layer}.ops.{op}.")
+                ]
+                equal = all(torch.equal(before[name], after[name]) for name in names)
+                if k not in choice.ops.active[n]:
+                    assert equal, (cell, op)
+                    num_kept += 1
+                elif names:  # `skip` has no weights
+                    num_changed += not equal
+    assert num_kept > 0
+    assert num_changed > 10
+
+
+def test_a_higher_complexity_weight_gives_a_lower_expected_cost(run: Searcher, config: SearchConfig) -> None:
+    costs = []
+    for weight in (0.0, 2.0, 20.0):
+        rows = Rows()
+        run(replace(config, num_epochs=8, complexity_weight=weight), log=rows)
+        costs.append(rows[-1][1]["expected_cost"])
+    assert costs[0] > 1.05 * costs[1] > 1.05 * costs[2]
+
+
+def test_a_budget_takes_away_what_does_not_fit(run: Searcher, config: SearchConfig) -> None:
+    """`conv_r` alone costs more than the budget, so no cell may choose it, whatever it learns."""
+
+    def price(spec: OpSpec) -> float:
+        return {"conv_r": 100.0, "conv_d1": 2.0}.get(spec.name, 0.1)
+
+    costs = run.costs(price)
+    free = run(config, costs=costs)
+    limited = run(replace(config, complexity_weight=1.0), costs=run.costs(price), target_cost=9.0)
+    assert all(row[1] > 0 for row in free.probabilities["alpha"])
+    assert all(row[1] == 0 for row in limited.probabilities["alpha"])
+    assert "conv_r" not in {cell.op for cell in limited.part.cells}
+
+
+def test_derived_samples_keep_to_the_budget(run: Searcher, config: SearchConfig) -> None:
+    costs = run.costs()
+    reference = costs.of(run(config, costs=costs).part)
+    limited = replace(config, complexity_weight=1.0, derive_samples=16)
+    target = 0.7 * reference
+    assert costs.of(run(limited, costs=run.costs(), target_cost=target).part) <= target
+
+
+@pytest.mark.parametrize("estimator", ESTIMATORS)
+def test_all_estimators_train_every_level(run: Searcher, config: SearchConfig, estimator: str) -> None:
+    rows = Rows()
+    run(replace(config, estimator=estimator, arch_samples=2, complexity_weight=0.1), log=rows)
+    first, last = rows[0][1], rows[-1][1]
+    assert all(np.isfinite(value) for value in last.values())
+    for level in ("alpha", "beta", "gamma", "delta"):
+        assert first[f"entropy_{level}"] != last[f"entropy_{level}"]
+
+
+@pytest.mark.parametrize(("split", "epoch"), [("weights", 1), ("architecture", 3)])
+def test_a_loss_that_is_not_a_number_ends_the_search(
+    run: Searcher, config: SearchConfig, patch_set: PatchSet, split: str, epoch: int
+) -> None:
+    first = 0 if split == "weights" else patch_set.num_weights
+    target: np.ndarray = patch_set.signals[2]
+    target[first : first + patch_set.num_weights] = np.nan
+    rows = Rows()
+    with pytest.raises(FloatingPointError, match="the loss became nan; lower `search.weight_learning_rate`"):
+        run(config, log=rows)
+    assert len(rows) == epoch - 1
+
+
+def test_live_features_serve_a_search(run: Searcher, config: SearchConfig, quick_prior: Any, source: Any) -> None:
+    from pipeline.data.part_data import LiveFeatures
+
+    data = LiveFeatures(quick_prior, {"weights": source, "architecture": source}, 2)
+    result = search_part(2, run.space, data, run.costs(part_index=2), config, seed=0, device=CPU)
+    assert isinstance(next(iter(result.weights.values())), Tensor)

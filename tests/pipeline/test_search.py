@@ -1,0 +1,62 @@
+"""What the three part searches are given; the searches themselves run in `test_part_search.py` and `test_run.py`."""
+
+import numpy as np
+import pytest
+
+from ops import OpSpec
+from pipeline.config import Config, load_config
+from pipeline.search import cost_models, features_megabytes, part_targets, prepare_inputs, search_key, space_of
+from search_space import SearchSpace
+
+
+def tiny(*overrides: str) -> Config:
+    return load_config("tiny", ["search.cost=latency", *overrides])
+
+
+def price(spec: OpSpec) -> float:
+    return 1.0
+
+
+def test_the_space_has_the_priors_channels(tiny_space: SearchSpace) -> None:
+    assert space_of(tiny(), 16) == tiny_space
+
+
+def test_a_budget_is_divided_after_stems_and_tails(tiny_space: SearchSpace) -> None:
+    config = tiny("search.target_ms=19.0")
+    costs = cost_models(config, tiny_space, price)
+    targets = part_targets(config, tiny_space, costs)
+    frames = [cost.minimum_frame_cost for cost in costs]
+    assert frames == [2, 2, 3]  # stem and tail; the last part has an image output too
+    assert targets == [6, 6, 7]
+    assert part_targets(tiny(), tiny_space, costs) == [None] * 3
+
+
+def test_a_budget_below_stems_and_tails_is_refused(tiny_space: SearchSpace) -> None:
+    config = tiny("search.target_ms=7.0")
+    with pytest.raises(ValueError, match=r"`search.target_ms` 7.0 is below the 7.00 ms that stems and tails cost"):
+        part_targets(config, tiny_space, cost_models(config, tiny_space, price))
+
+
+def test_latency_costs_need_a_table(tiny_space: SearchSpace) -> None:
+    with pytest.raises(ValueError, match="`search.cost` is latency, but there is no latency table"):
+        cost_models(tiny(), tiny_space, None)
+    for unit in ("macs", "parameters"):
+        costs = cost_models(tiny(f"search.cost={unit}"), tiny_space, None)
+        assert all(cost.minimum_frame_cost > 100 for cost in costs)
+
+
+def test_inputs_hold_features_or_images(quick_prior: object, images: list[np.ndarray]) -> None:
+    cached = prepare_inputs(tiny(), quick_prior, images)
+    assert cached.patches is not None
+    assert cached.patches.num_bytes / 1e6 == pytest.approx(features_megabytes(tiny(), 16))
+    live = prepare_inputs(tiny("search.prior_features=live"), quick_prior, images)
+    assert live.patches is None
+    assert sum(image.size for half in live.images for image in half) == sum(image.size for image in images)
+
+
+def test_the_search_key_tells_what_a_search_depends_on() -> None:
+    reference = search_key(tiny())
+    for setting in ("output=x", "retrain.num_epochs=9", "evaluate.image_size=64", "tracking.experiment=x"):
+        assert search_key(tiny(setting)) == reference, setting
+    for setting in ("seed=1", "noise.model=niid", "search.num_epochs=9", "latency.image_size=64", "prior.weights=x"):
+        assert search_key(tiny(setting)) != reference, setting

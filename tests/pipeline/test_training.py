@@ -1,0 +1,163 @@
+from dataclasses import replace
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from pipeline import training
+from pipeline.config import RetrainConfig, load_config
+from pipeline.data.patches import PatchSource
+from pipeline.training import Trainer
+from search_space import DenoisingNetwork, SearchSpace, build_network, sample_genotype
+
+CPU = torch.device("cpu")
+
+
+@pytest.fixture
+def config() -> RetrainConfig:
+    return replace(load_config("tiny").retrain, num_epochs=5, steps_per_epoch=6, learning_rate=2e-3, distill_share=0.4)
+
+
+@pytest.fixture
+def make_network(tiny_space: SearchSpace) -> Any:
+    """Return a function that builds the same network with the same weights every time."""
+
+    def make() -> DenoisingNetwork:
+        genotype = sample_genotype(tiny_space, generator=torch.Generator().manual_seed(0))
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(0)
+            return build_network(genotype)
+
+    return make
+
+
+@pytest.fixture
+def make_trainer(make_network: Any, source: PatchSource, config: RetrainConfig) -> Any:
+    def make(network: nn.Module | None = None, **settings: Any) -> Trainer:
+        settings = {"config": config, "prior": None, "seed": 0, "device": CPU} | settings
+        return Trainer(network or make_network(), source, **settings)
+
+    return make
+
+
+def test_the_loss_falls(make_trainer: Any, config: RetrainConfig) -> None:
+    trainer = make_trainer(config=replace(config, num_epochs=8, steps_per_epoch=10))
+    losses = [trainer.run_epoch()["loss"] for _ in range(8)]
+    assert losses[-1] < 0.8 * losses[0]
+
+
+def test_the_learning_rate_falls_by_a_cosine_to_the_final_one(make_trainer: Any, config: RetrainConfig) -> None:
+    trainer = make_trainer()
+    rates = [trainer.run_epoch()["learning_rate"] for _ in range(5)]
+    assert rates == sorted(rates, reverse=True)
+    middle = config.final_learning_rate + (config.learning_rate - config.final_learning_rate) / 2
+    assert rates[2] == pytest.approx(middle, rel=0.25)
+    assert rates[-1] < 0.02 * config.learning_rate
+
+
+def test_distillation_ends_after_its_share(make_trainer: Any, quick_prior: Any) -> None:
+    """The first two of five epochs are distilled: the prior runs in their steps and in no other."""
+    trainer = make_trainer(prior=quick_prior)
+    calls = []
+    for _ in range(5):
+        trainer.run_epoch()
+        calls.append(quick_prior.num_calls)
+    assert calls == [18, 36, 36, 36, 36]  # 6 steps of 3 parts
+
+
+@pytest.mark.parametrize(("share", "num_calls"), [(0.0, 0), (1.0, 90)])
+def test_distillation_can_be_left_out_or_last(
+    make_trainer: Any, config: RetrainConfig, quick_prior: Any, share: float, num_calls: int
+) -> None:
+    trainer = make_trainer(config=replace(config, distill_share=share), prior=quick_prior)
+    for _ in range(5):
+        trainer.run_epoch()
+    assert quick_prior.num_calls == num_calls
+
+
+def test_distillation_adds_the_distance_to_the_loss(make_trainer: Any, quick_prior: Any) -> None:
+    plain, distilled = make_trainer().run_epoch()["loss"], make_trainer(prior=quick_prior).run_epoch()["loss"]
+    assert distilled > plain + 0.1
+
+
+@pytest.mark.parametrize("epochs", [1, 2, 4])
+def test_a_resumed_training_equals_an_undisturbed_one(make_trainer: Any, quick_prior: Any, epochs: int) -> None:
+    undisturbed = make_trainer(prior=quick_prior)
+    for _ in range(5):
+        undisturbed.run_epoch()
+    first = make_trainer(prior=quick_prior)
+    for _ in range(epochs):
+        first.run_epoch()
+    state = first.state()
+    resumed = make_trainer(prior=quick_prior, seed=99)
+    resumed.load_state(state)
+    for _ in range(5 - epochs):
+        resumed.run_epoch()
+    assert resumed.progress == undisturbed.progress == 1
+    for name, tensor in undisturbed.network.state_dict().items():
+        assert torch.equal(resumed.network.state_dict()[name], tensor), name
+
+
+def test_training_by_the_clock_stops_when_the_time_is_up(
+    make_trainer: Any, config: RetrainConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The clock advances a second per reading; the schedule follows it."""
+    seconds = iter(range(100_000))
+    monkeypatch.setattr(training.time, "perf_counter", lambda: float(next(seconds)))
+    trainer = make_trainer(config=replace(config, num_epochs=1, steps_per_epoch=1000), max_seconds=40.0)
+    metrics = trainer.run_epoch()
+    assert trainer.progress == 1
+    assert 5 < trainer.num_steps < 40
+    assert metrics["learning_rate"] < 0.05 * config.learning_rate
+
+
+def test_a_step_without_a_finite_loss_is_skipped(make_trainer: Any) -> None:
+    class Failing(nn.Module):
+        """Gives infinity in its second forward pass."""
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.bias = nn.Parameter(torch.zeros(3, 1, 1))
+            self.num_calls = 0
+
+        def forward(self, noisy: Tensor) -> Tensor:
+            self.num_calls += 1
+            return noisy + self.bias + (torch.inf if self.num_calls == 2 else 0.0)
+
+    trainer = make_trainer(Failing())
+    metrics = trainer.run_epoch()
+    assert trainer.num_skipped == 1
+    assert metrics["loss"] > 0
+    assert trainer.network.bias.isfinite().all()
+
+
+def test_an_epoch_without_a_finite_loss_ends_the_training(make_trainer: Any) -> None:
+    class Broken(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.bias = nn.Parameter(torch.full((3, 1, 1), torch.nan))
+
+        def forward(self, noisy: Tensor) -> Tensor:
+            return noisy + self.bias
+
+    with pytest.raises(
+        FloatingPointError, match="no step of the epoch had a finite loss; lower `retrain.learning_rate`"
+    ):
+        make_trainer(Broken()).run_epoch()
+
+
+def test_workers_share_the_batch(make_trainer: Any) -> None:
+    sizes = []
+
+    class Watching(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.bias = nn.Parameter(torch.zeros(3, 1, 1))
+
+        def forward(self, noisy: Tensor) -> Tensor:
+            sizes.append(len(noisy))
+            return noisy + self.bias
+
+    make_trainer(Watching(), num_workers=2).run_epoch()
+    assert sizes == [2] * 6
