@@ -417,6 +417,7 @@ def record(run: Run, tracker: "Tracker", summary: dict[str, Any]) -> None:
         metrics["predicted_latency_ms"] = summary["predicted_latency_ms"]
     tracker.log_metrics(metrics, run.config.retrain.num_epochs)
     tracker.set_description(_description(summary))
+    tracker.rename(f"{summary['genotype_id']} {metrics['psnr_db']:.2f} dB {metrics['measured_latency_ms']:.1f} ms")
     for name in ARTIFACTS:
         if run.path(name).exists():
             tracker.log_artifact(run.path(name))
@@ -425,13 +426,15 @@ def record(run: Run, tracker: "Tracker", summary: dict[str, Any]) -> None:
 def _description(summary: dict[str, Any]) -> str:
     psnr = summary["psnr_db"]
     return (
-        f"**Architecture `{summary['genotype_id']}`**\n\n"
+        f"## Denoiser {summary['genotype_id']}: {psnr['denoised']:.2f} dB at "
+        f"{summary['measured_latency_ms']:.1f} ms\n\n"
+        "Pictures among the artifacts: `genotype.svg` (the architecture), `comparison.png` (noisy, prior, denoised, "
+        "clean).\n\n"
         "| | noisy | prior | found network |\n|---|---|---|---|\n"
         f"| PSNR, dB | {psnr['noisy']:.2f} | {psnr['prior']:.2f} | {psnr['denoised']:.2f} |\n"
         f"| parameters, k | | {summary['prior_num_parameters'] / 1e3:.1f} | {summary['num_parameters'] / 1e3:.1f} |\n"
         f"| ms at {summary['latency_image_size']} px | | {summary['prior_latency_ms']:.1f} | "
-        f"{summary['measured_latency_ms']:.1f} |\n\n"
-        "Pictures: `genotype.svg` (the architecture), `comparison.png` (noisy, prior, denoised, clean)."
+        f"{summary['measured_latency_ms']:.1f} |\n"
     )
 
 

@@ -145,6 +145,10 @@ class Tracker:
         """Set the text at the top of the run's page."""
         self._client.set_tag(self.run_id, "mlflow.note.content", _shorten(markdown, MAX_TAG_LENGTH))
 
+    def rename(self, run_name: str) -> None:
+        """Give the run another name in tables of runs."""
+        self._client.update_run(self.run_id, name=run_name)
+
     def end(self, status: Literal["FINISHED", "FAILED", "KILLED"] = "FINISHED") -> None:
         """Mark the run as ended."""
         self._client.set_terminated(self.run_id, status)
