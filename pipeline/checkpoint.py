@@ -47,10 +47,16 @@ def load_checkpoint(path: Path | str, *, map_location: str | torch.device = "cpu
             warnings.filterwarnings("ignore", "Detected pickle protocol")  # a plain pickle; the error says it better
             state = torch.load(path, map_location=map_location, weights_only=True)
     except (RuntimeError, pickle.UnpicklingError, EOFError, ValueError, KeyError) as error:
-        raise ValueError(f"checkpoint {path} is damaged or not weights-only: {error}") from error
+        raise ValueError(f"checkpoint {path} is damaged or not weights-only: {_cause(error)}") from error
     if not isinstance(state, dict):
         raise ValueError(f"checkpoint {path} must hold a dictionary, got {type(state).__name__}")
     return state
+
+
+def _cause(error: Exception) -> str:
+    """Return torch's reason in one sentence, without its advice to load the file unsafely."""
+    reason = str(error).rpartition("WeightsUnpickler error:")[2].strip() or type(error).__name__
+    return reason.splitlines()[0].split(". ")[0]
 
 
 def save_weights(path: Path | str, weights: dict[str, Tensor], *, metadata: dict[str, str] | None = None) -> None:

@@ -26,7 +26,12 @@ _USER_ERRORS = (ValueError, TypeError, KeyError, OSError, RuntimeError, Floating
 
 def main(arguments: list[str] | None = None) -> int:
     """Run one command; return the exit status: 0, 2 after a user's error, 130 after Ctrl-C."""
-    options = _parser().parse_args(arguments)
+    parser = _parser()
+    options, rest = parser.parse_known_args(arguments)
+    if any(text.startswith("-") for text in rest) or not hasattr(options, "overrides"):
+        options = parser.parse_args(arguments)  # reports what is wrong
+    else:
+        options.overrides += rest  # argparse takes the settings before or after the options, not both
     logging.basicConfig(level=logging.INFO if options.verbose else logging.WARNING, format="%(name)s: %(message)s")
     if not options.verbose:
         logging.getLogger("alembic").setLevel(logging.ERROR)

@@ -6,6 +6,7 @@ Called by every command that distributes work. Ray's usage statistics are off in
 import logging
 import os
 import shutil
+import socket
 import tempfile
 import warnings
 from collections.abc import Iterator
@@ -23,6 +24,7 @@ _ENVIRONMENT = {
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
     "RAY_DEDUP_LOGS": "0",
 }
+_CONNECT_SECONDS = 5.0
 
 
 @contextmanager
@@ -42,6 +44,7 @@ def ray_session(config: RayConfig) -> Iterator[None]:
         yield
         return
     if config.address is not None:
+        _reach(config.address)
         try:
             ray.init(address=config.address, log_to_driver=False, logging_level=logging.WARNING)
         except (ConnectionError, RuntimeError, ValueError) as error:
@@ -66,6 +69,17 @@ def ray_session(config: RayConfig) -> Iterator[None]:
     finally:
         ray.shutdown()
         shutil.rmtree(folder, ignore_errors=True)
+
+
+def _reach(address: str) -> None:
+    """Ask `host:port` once: Ray itself would try for minutes. Other addresses, such as `auto`, Ray looks up itself."""
+    host, _, port = address.removeprefix("ray://").rpartition(":")
+    if not port.isdigit():
+        return
+    try:
+        socket.create_connection((host, int(port)), timeout=_CONNECT_SECONDS).close()
+    except (OSError, OverflowError) as error:
+        raise ConnectionError(f"no Ray cluster at `ray.address` {address!r}: {error}") from error
 
 
 def read_op_files(paths: tuple[str, ...]) -> dict[str, str]:

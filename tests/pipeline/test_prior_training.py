@@ -70,7 +70,7 @@ def test_a_checkpoint_of_another_configuration_is_refused(train: Any, config: Pr
 @pytest.mark.slow
 def test_the_loss_falls(train: Any, config: PriorTrainConfig) -> None:
     rows: list[tuple[int, float, float]] = []
-    config = replace(config, num_steps=150, checkpoint_every=150, learning_rate=3e-3)
+    config = replace(config, num_steps=100, checkpoint_every=100, learning_rate=3e-3)
     train(config, progress=lambda *row: rows.append(row))
-    assert [step for step, _, _ in rows] == [50, 100, 150]
+    assert [step for step, _, _ in rows] == [50, 100]
     assert rows[-1][1] < rows[0][1]

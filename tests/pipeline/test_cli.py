@@ -1,0 +1,287 @@
+"""The command line without Ray: help, one clear line for what a user gets wrong, and denoising files."""
+
+import json
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from pipeline.cli import main
+from pipeline.data.images import read_image, write_image
+from pipeline.priors import MIRNet, load_prior, save_prior
+
+COMMANDS = ("run", "latency build", "prior train", "search", "derive", "retrain", "evaluate", "denoise")
+
+
+@pytest.fixture(autouse=True)
+def elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Work in an empty folder: relative outputs land there."""
+    folder = tmp_path / "work"
+    folder.mkdir()
+    monkeypatch.chdir(folder)
+    return folder
+
+
+@pytest.fixture
+def model(tmp_path: Path, small_mirnet: MIRNet) -> str:
+    save_prior(small_mirnet, tmp_path / "prior.safetensors")
+    return str(tmp_path / "prior.safetensors")
+
+
+@pytest.fixture
+def photograph(tmp_path: Path, images: list[np.ndarray]) -> str:
+    write_image(tmp_path / "photograph.png", images[0][:37, :31])
+    return str(tmp_path / "photograph.png")
+
+
+def fail(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
+    """Run a command that must fail; return its one line."""
+    assert main(list(arguments)) == 2
+    error = capsys.readouterr().err
+    assert "Traceback" not in error
+    assert error.startswith("denoise-nas: error: ")
+    assert error.count("\n") == 1 and error.endswith("\n")
+    return error
+
+
+@pytest.mark.parametrize("command", ["", *COMMANDS])
+def test_every_command_has_help(capsys: pytest.CaptureFixture[str], command: str) -> None:
+    with pytest.raises(SystemExit) as stopped:
+        main([*command.split(), "--help"])
+    assert stopped.value.code == 0
+    text = capsys.readouterr().out
+    assert f"usage: denoise-nas {command}".strip() in text
+    if not command:
+        assert all(name.split()[0] in text for name in COMMANDS)
+
+
+def test_help_does_not_load_ray_mlflow_or_torchs_rivals() -> None:
+    code = (
+        "import sys; from pipeline.cli import main\n"
+        "try: main(['--help'])\n"
+        "except SystemExit: print(sorted({'ray', 'mlflow', 'optuna'} & set(sys.modules)))"
+    )
+    folder = Path(__file__).parents[2]
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=folder)
+    assert result.stdout.splitlines()[-1] == "[]"
+
+
+def test_a_command_is_required(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as stopped:
+        main([])
+    assert stopped.value.code == 2
+    assert "the following arguments are required: COMMAND" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("command", ["run", "search", "retrain", "derive"])
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["serach.num_epochs=3"], "unknown key `serach`; known here are "),
+        (["search.num_epochs=few"], "`search.num_epochs` must be of type int, got 'few'"),
+        (["search.patch_size=50"], "`search.patch_size` must be a multiple of 4, got 50"),
+        (["--config", "quik"], "configuration 'quik' is neither a file nor a preset; presets are "),
+        (["data.training=nowhere"], "image folder nowhere does not exist"),
+        (["prior.weights=nobody"], "prior 'nobody' is neither a file nor a shipped prior; shipped are mirnet16"),
+        (["space.num_layers=2"], "`num_layers` must be an integer from 5 to 64, got 2"),
+        (["space.candidate_ops=[conv_d1, magic]"], "`candidate_ops` must be among "),
+        (["space.op_files=[mine.py]"], "operator file mine.py of `space.op_files` does not exist"),
+        (["device=cuda"], "`device` is cuda, but torch sees no CUDA device"),
+    ],
+)
+def test_a_wrong_setting_gives_one_line(
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+    elsewhere: Path,
+    command: str,
+    arguments: list[str],
+    message: str,
+) -> None:
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    assert message in fail(capsys, command, *arguments)
+    assert list(elsewhere.iterdir()) == []  # nothing was begun
+
+
+def test_images_too_small_for_a_patch_give_one_line(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path, images: list[np.ndarray]
+) -> None:
+    (tmp_path / "data").mkdir()
+    write_image(tmp_path / "data" / "small.png", images[0][:20])
+    line = fail(capsys, "search", "--config", "quick", f"data.training={tmp_path / 'data'}")
+    assert re.search(r"image .*small\.png is 64x20, smaller than the patch size 48", line)
+
+
+def test_an_excluded_image_that_is_not_there_gives_one_line(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path, images: list[np.ndarray]
+) -> None:
+    (tmp_path / "data").mkdir()
+    write_image(tmp_path / "data" / "a.png", images[0])
+    line = fail(capsys, "run", "--config", "tiny", f"data.training={tmp_path / 'data'}", "data.exclude=[b]")
+    assert "`data.exclude` names 'b', which is not in" in line
+
+
+def test_a_folder_of_another_run_gives_one_line(capsys: pytest.CaptureFixture[str]) -> None:
+    fail(capsys, "derive", "--config", "tiny", "--output", "mine")  # no search yet, but the folder is claimed
+    line = fail(capsys, "search", "--config", "tiny", "--output", "mine", "seed=1")
+    assert "mine holds a run of other settings" in line
+
+
+def test_deriving_without_a_search_gives_one_line(capsys: pytest.CaptureFixture[str]) -> None:
+    line = fail(capsys, "derive", "--config", "tiny", "--output", "mine")
+    assert "mine holds no finished search; run `denoise-nas search` first" in line
+
+
+@pytest.mark.parametrize("command", ["denoise", "evaluate"])
+def test_a_missing_model_gives_one_line(
+    capsys: pytest.CaptureFixture[str], photograph: str, elsewhere: Path, command: str
+) -> None:
+    rest = [photograph, "--output", "out"] if command == "denoise" else []
+    assert "prior 'nobody' is neither a file nor a shipped prior" in fail(capsys, command, "nobody", *rest)
+    (elsewhere / "empty").mkdir()
+    assert "empty holds no `model.safetensors`" in fail(capsys, command, "empty", *rest)
+    (elsewhere / "text.pth").write_text("no checkpoint")
+    assert "text.pth is damaged or not weights-only" in fail(capsys, command, "text.pth", *rest)
+
+
+def test_an_unreadable_image_gives_one_line(
+    capsys: pytest.CaptureFixture[str], model: str, photograph: str, elsewhere: Path
+) -> None:
+    (elsewhere / "broken.png").write_bytes(Path(photograph).read_bytes()[:100])
+    line = fail(capsys, "denoise", model, photograph, "broken.png", "--output", "out")
+    assert "image broken.png cannot be decoded" in line
+    assert not (elsewhere / "out").exists()  # nothing half done
+    assert "image none.png does not exist" in fail(capsys, "denoise", model, "none.png", "--output", "out")
+
+
+@pytest.mark.parametrize("tile_size", ["0", "16"])
+def test_an_impossible_tile_gives_one_line(
+    capsys: pytest.CaptureFixture[str], model: str, photograph: str, elsewhere: Path, tile_size: str
+) -> None:
+    line = fail(capsys, "denoise", model, photograph, "--output", "out", "--tile-size", tile_size)
+    assert "`tile_size`" in line
+
+
+def test_an_impossible_sigma_gives_one_line(capsys: pytest.CaptureFixture[str], model: str) -> None:
+    assert "`--sigma-255` must lie in [0, 255], got 300" in fail(capsys, "evaluate", model, "--sigma-255", "300")
+
+
+def test_an_unknown_device_gives_one_line(capsys: pytest.CaptureFixture[str], model: str, photograph: str) -> None:
+    assert "gpu" in fail(capsys, "denoise", model, photograph, "--output", "out", "--device", "gpu")
+
+
+def test_images_of_odd_size_are_denoised_as_the_model_does(model: str, photograph: str, elsewhere: Path) -> None:
+    assert main(["denoise", model, photograph, "--output", "new/out"]) == 0
+    result = read_image(elsewhere / "new" / "out" / "photograph.png")
+    assert result.shape == (37, 31, 3)
+    assert not np.array_equal(result, read_image(photograph))
+
+
+def test_tiles_give_nearly_the_same(model: str, photograph: str, elsewhere: Path) -> None:
+    assert main(["denoise", model, photograph, "--output", "whole"]) == 0
+    assert main(["denoise", model, photograph, "--output", "tiles", "--tile-size", "36"]) == 0
+    whole, tiles = (read_image(elsewhere / name / "photograph.png").astype(int) for name in ("whole", "tiles"))
+    assert np.abs(whole - tiles).mean() < 3
+
+
+def test_denoise_overwrites_nothing_unless_told_to(
+    capsys: pytest.CaptureFixture[str], model: str, photograph: str, elsewhere: Path
+) -> None:
+    (elsewhere / "out").mkdir()
+    target = elsewhere / "out" / "photograph.png"
+    target.write_text("mine")
+    line = fail(capsys, "denoise", model, photograph, "--output", "out")
+    assert "photograph.png exist already; give --overwrite or another --output" in line
+    assert target.read_text() == "mine"
+    assert main(["denoise", model, photograph, "--output", "out", "--overwrite"]) == 0
+    assert read_image(target).shape == (37, 31, 3)
+
+
+def test_denoise_does_not_replace_its_own_input(
+    capsys: pytest.CaptureFixture[str], model: str, photograph: str
+) -> None:
+    before = Path(photograph).read_bytes()
+    fail(capsys, "denoise", model, photograph, "--output", str(Path(photograph).parent))
+    assert Path(photograph).read_bytes() == before
+
+
+def test_images_of_the_same_name_are_refused(
+    capsys: pytest.CaptureFixture[str], model: str, photograph: str, elsewhere: Path
+) -> None:
+    Image.open(photograph).save(elsewhere / "photograph.bmp")
+    assert "same name" in fail(capsys, "denoise", model, photograph, "photograph.bmp", "--output", "out")
+
+
+def test_evaluate_scores_a_folder(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, model: str, photograph: str
+) -> None:
+    monkeypatch.setenv("COLUMNS", "120")
+    assert main(["evaluate", model, "--data", str(Path(photograph).parent), "--sigma-255", "10"]) == 0
+    text = capsys.readouterr().out
+    assert "sigma 10" in text
+    (row,) = (line for line in text.splitlines() if "photograph" in line)
+    noisy_db = float(row.split("│")[2])
+    assert noisy_db == pytest.approx(28.1, abs=0.5)  # 20 log10(255 / 10)
+    assert "mean" in text
+
+
+def test_a_prior_is_trained_and_resumed(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path, elsewhere: Path, images: list[np.ndarray]
+) -> None:
+    (tmp_path / "data").mkdir()
+    for index, image in enumerate(images):
+        write_image(tmp_path / "data" / f"{index}.png", image)
+    numbers = {"num_channels": 8, "patch_size": 16, "batch_size": 2, "num_steps": 2, "checkpoint_every": 1}
+    settings = [f"prior_train.{name}={value}" for name, value in numbers.items()]
+    command = ["prior", "train", "--images", str(tmp_path / "data"), *settings]
+    assert main([*command, "--to", "mine.safetensors"]) == 0
+    assert load_prior("mine.safetensors").num_channels == 8
+    first = (elsewhere / "mine.safetensors").read_bytes()
+    assert main([*command, "--to", "mine.safetensors"]) == 0  # goes on from the finished checkpoint
+    assert (elsewhere / "mine.safetensors").read_bytes() == first
+    assert "`--to` must name a .safetensors file" in fail(capsys, *command, "--to", "mine.pth")
+    assert "was made by" in fail(capsys, *command, "--to", "mine.safetensors", "prior_train.seed=5")
+
+
+@pytest.mark.slow
+def test_latency_build_prints_prices_per_operator_and_size(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, elsewhere: Path
+) -> None:
+    monkeypatch.setenv("COLUMNS", "120")
+    assert main(["latency", "build", "--config", "tiny", "--output", "mine"]) == 0
+    text = capsys.readouterr().out
+    rows = [re.split(r"\s*│\s*", line.strip("│ ")) for line in text.splitlines() if line.startswith("│")]
+    assert [row[:3] for row in rows if row[0] == "conv_d1"] == [
+        ["conv_d1", "32x32", "25"],
+        ["conv_d1", "16x16", "25"],
+    ]
+    for row in rows:
+        low, middle, high = map(float, row[3:])
+        assert 0 <= low <= middle <= high
+    assert (elsewhere / "mine" / "latency.parquet").exists()
+    assert "saved in mine/latency.parquet" in text
+
+
+def test_verbose_shows_the_traceback() -> None:
+    with pytest.raises(FileNotFoundError):
+        main(["search", "--config", "quik", "--verbose"])
+
+
+def test_ctrl_c_exits_with_130(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, model: str, photograph: str
+) -> None:
+    def interrupt(path: str) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("pipeline.data.images.read_image", interrupt)
+    assert main(["denoise", model, photograph, "--output", "out"]) == 130
+    assert "the same command goes on" in capsys.readouterr().err
+
+
+def test_the_saved_configuration_is_the_resolved_one(capsys: pytest.CaptureFixture[str], elsewhere: Path) -> None:
+    fail(capsys, "derive", "--config", "tiny", "--output", "mine", "seed=4")
+    assert "seed: 4" in (elsewhere / "mine" / "config.yaml").read_text()
+    assert json.dumps("mine").strip('"') in (elsewhere / "mine" / "config.yaml").read_text()
