@@ -36,7 +36,7 @@ def main(arguments: list[str] | None = None) -> int:
     if not options.verbose:
         logging.getLogger("alembic").setLevel(logging.ERROR)
     keep_freed_memory()
-    console = Console()
+    console = Console(markup=False)  # paths may hold brackets
     try:
         options.command(options, console)
     except KeyboardInterrupt:
@@ -62,7 +62,7 @@ def _run(options: argparse.Namespace, console: Console) -> None:
         run = stages.open_run(config, progress=progress)
         stack.enter_context(stages.locked(run.folder))
         if summary_path.exists():
-            console.print(f"{run.folder} holds this run already, finished; its summary:")
+            console.print(f"{run.folder} holds this run already, finished; its summary:", soft_wrap=True)
             summary = json.loads(summary_path.read_text())
         else:
             tracker = stack.enter_context(_tracker(config, run.folder))
@@ -102,7 +102,7 @@ def _search(options: argparse.Namespace, console: Console) -> None:
     for index, part in enumerate(parts):
         shares = ", ".join(f"{name} {value:.2f}" for name, value in part.entropies.items())
         console.print(f"part {index}: {len(part.part.cells)} cells; entropy (1 is undecided): {shares}")
-    console.print(f"genotype {genotype.genotype_id}: {run.path('genotype.json')}")
+    console.print(f"genotype {genotype.genotype_id}: {run.path('genotype.json')}", soft_wrap=True)
 
 
 def _derive(options: argparse.Namespace, console: Console) -> None:
@@ -110,7 +110,7 @@ def _derive(options: argparse.Namespace, console: Console) -> None:
 
     genotype = stages.derive_again(stages.open_run(_config(options)), threshold=options.threshold)
     genotype.save(options.to)
-    console.print(f"genotype {genotype.genotype_id} at threshold {options.threshold}: {options.to}")
+    console.print(f"genotype {genotype.genotype_id} at threshold {options.threshold}: {options.to}", soft_wrap=True)
 
 
 def _retrain(options: argparse.Namespace, console: Console) -> None:
@@ -131,18 +131,17 @@ def _retrain(options: argparse.Namespace, console: Console) -> None:
         network = run.retrain(genotype, parts)
         results = run.evaluate(network, None)
     console.print(score_table(f"retrained {genotype.genotype_id}", results["images"]))
-    console.print(f"weights: {run.path('model.safetensors')}")
+    console.print(f"weights: {run.path('model.safetensors')}", soft_wrap=True)
 
 
 def _evaluate(options: argparse.Namespace, console: Console) -> None:
     from pipeline.data.images import VALIDATION_PHOTOGRAPHS, load_folder, photographs
     from pipeline.evaluate import evaluate_denoiser, mean_score
-    from pipeline.run import load_denoiser
 
     if not 0 <= options.sigma_255 <= 255:
         raise ValueError(f"`--sigma-255` must lie in [0, 255], got {options.sigma_255}")
     images = load_folder(options.data) if options.data else photographs(VALIDATION_PHOTOGRAPHS)
-    model = load_denoiser(options.model).to(options.device)
+    model = _load_denoiser(options)
     scores = evaluate_denoiser(
         model, images, sigma=options.sigma_255 / 255, device=options.device, tile_size=options.tile_size
     )
@@ -153,7 +152,6 @@ def _evaluate(options: argparse.Namespace, console: Console) -> None:
 def _denoise(options: argparse.Namespace, console: Console) -> None:
     from pipeline.data.images import read_image, to_image, to_tensor, write_image
     from pipeline.denoise import denoise_image
-    from pipeline.run import load_denoiser
 
     output = Path(options.output)
     targets = [output / (Path(name).stem + ".png") for name in options.images]
@@ -163,14 +161,14 @@ def _denoise(options: argparse.Namespace, console: Console) -> None:
     if len(set(targets)) != len(targets):
         raise ValueError("two images have the same name; denoise them into different folders")
     images = [read_image(name) for name in options.images]
-    model = load_denoiser(options.model).to(options.device)
+    model = _load_denoiser(options)
     output.mkdir(parents=True, exist_ok=True)
     with ProgressReport(console) as progress:
         for index, (image, path) in enumerate(zip(images, targets, strict=True), start=1):
             denoised = denoise_image(model, to_tensor(image), tile_size=options.tile_size, device=options.device)
             write_image(path, to_image(denoised))
             progress("denoise", index, len(targets))
-    console.print(f"{len(targets)} images in {output}")
+    console.print(f"{len(targets)} images in {output}", soft_wrap=True)
 
 
 def _prior_train(options: argparse.Namespace, console: Console) -> None:
@@ -198,7 +196,15 @@ def _prior_train(options: argparse.Namespace, console: Console) -> None:
             progress=lambda step, loss, seconds: progress("train prior", step, numbers.num_steps),
         )  # fmt: skip
     save_prior(prior, target)
-    console.print(f"prior: {target}; the training's checkpoint beside it can be removed")
+    console.print(f"prior: {target}; the training's checkpoint beside it can be removed", soft_wrap=True)
+
+
+def _load_denoiser(options: argparse.Namespace) -> Any:
+    from pipeline.cluster import load_op_files, read_op_files
+    from pipeline.run import load_denoiser
+
+    load_op_files(read_op_files(tuple(options.op_file)))
+    return load_denoiser(options.model).to(options.device)
 
 
 def _config(options: argparse.Namespace) -> Config:
@@ -278,6 +284,8 @@ def _parser() -> argparse.ArgumentParser:
         sub = add(commands, name, command, text, configured=False)
         sub.add_argument("model", help="folder of a run, model.safetensors, name of a shipped prior, or a checkpoint")
         sub.add_argument("--device", default="cpu", help="cpu or cuda; default cpu")
+        sub.add_argument("--op-file", action="append", default=[], metavar="FILE",
+                         help="Python file that registers operators of the network; may be repeated")  # fmt: skip
         sub.add_argument(
             "--tile-size", type=int, help="work in tiles of this size, for images that do not fit in memory"
         )

@@ -83,7 +83,7 @@ def _reach(address: str) -> None:
 
 
 def read_op_files(paths: tuple[str, ...]) -> dict[str, str]:
-    """Read the operator files named in `space.op_files`, keyed by path, so that they can travel to other machines.
+    """Read operator files, as in `space.op_files`, keyed by path, so that they can travel to other machines.
 
     Raises:
         FileNotFoundError: a file does not exist.
@@ -91,7 +91,7 @@ def read_op_files(paths: tuple[str, ...]) -> dict[str, str]:
     sources = {}
     for name in paths:
         if not Path(name).is_file():
-            raise FileNotFoundError(f"operator file {name} of `space.op_files` does not exist")
+            raise FileNotFoundError(f"operator file {name} does not exist")
         sources[name] = Path(name).read_text(encoding="utf-8")
     return sources
 

@@ -89,7 +89,7 @@ def test_a_command_is_required(capsys: pytest.CaptureFixture[str]) -> None:
         (["prior.weights=nobody"], "prior 'nobody' is neither a file nor a shipped prior; shipped are mirnet16"),
         (["space.num_layers=2"], "`num_layers` must be an integer from 5 to 64, got 2"),
         (["space.candidate_ops=[conv_d1, magic]"], "`candidate_ops` must be among "),
-        (["space.op_files=[mine.py]"], "operator file mine.py of `space.op_files` does not exist"),
+        (["space.op_files=[mine.py]"], "operator file mine.py does not exist"),
         (["device=cuda"], "`device` is cuda, but torch sees no CUDA device"),
     ],
 )

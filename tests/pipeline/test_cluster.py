@@ -57,7 +57,7 @@ def test_sources_travel_without_their_files(op_file: Path) -> None:
 
 
 def test_a_missing_file_is_not_found(tmp_path: Path) -> None:
-    with pytest.raises(FileNotFoundError, match=r"operator file .*none\.py of `space\.op_files` does not exist"):
+    with pytest.raises(FileNotFoundError, match=r"operator file .*none\.py does not exist"):
         read_op_files((str(tmp_path / "none.py"),))
 
 

@@ -108,3 +108,11 @@ def test_a_diverged_model_is_an_error_not_a_score(images: dict[str, np.ndarray])
 
     with pytest.raises(ValueError, match="output for image 'flat' is not finite"):
         evaluate_denoiser(Diverged(), images, sigma=SIGMA, device="cpu")
+
+
+def test_pairs_are_scored_with_their_own_noise(images: dict[str, np.ndarray]) -> None:
+    clean = images["flat"]
+    pair = np.concatenate([clean, clean + np.uint8(10)], axis=2)
+    (score,) = evaluate_denoiser(nn.Identity(), {"pair": pair}, sigma=SIGMA, device="cpu", keep_images=True)
+    assert score.noisy_psnr_db == pytest.approx(20 * math.log10(255 / 10))
+    assert np.array_equal(score.denoised, clean + np.uint8(10))

@@ -10,6 +10,7 @@ from pipeline.data.images import (
     VALIDATION_PHOTOGRAPHS,
     list_images,
     load_folder,
+    load_pairs,
     photographs,
     read_image,
     to_image,
@@ -107,3 +108,38 @@ def test_images_survive_the_way_through_tensors(images: list[np.ndarray]) -> Non
 def test_tensors_are_clamped_and_rounded_half_to_even() -> None:
     values = torch.tensor([-0.1, 1.1, 0.4 / 255, 0.6 / 255, 127.5 / 255, 7.5 / 255])
     assert to_image(values.expand(3, 1, 6))[0, :, 0].tolist() == [0, 255, 0, 1, 128, 8]
+
+
+@pytest.fixture
+def pairs(tmp_path: Path, images: list[np.ndarray]) -> Path:
+    """A folder with two pairs; the noisy image is the clean one, darker."""
+    folder = tmp_path / "pairs"
+    for name, divisor in (("clean", 1), ("noisy", 2)):
+        (folder / name).mkdir(parents=True)
+        for stem, image in zip("ab", images, strict=True):
+            write_image(folder / name / f"{stem}.png", image // divisor)
+    return folder
+
+
+def test_pairs_are_read_clean_channels_first(pairs: Path, images: list[np.ndarray]) -> None:
+    found = load_pairs(pairs, minimum_size=40)
+    assert list(found) == ["a", "b"]
+    for pair, image in zip(found.values(), images, strict=True):
+        assert np.array_equal(pair[..., :3], image)
+        assert np.array_equal(pair[..., 3:], image // 2)
+
+
+def test_all_images_without_a_fitting_partner_are_named(pairs: Path, images: list[np.ndarray]) -> None:
+    write_image(pairs / "clean" / "alone.png", images[0])
+    write_image(pairs / "noisy" / "b.png", images[1][:50])
+    with pytest.raises(ValueError) as caught:
+        load_pairs(pairs)
+    assert [line.partition(" of ")[0] for line in str(caught.value).splitlines()] == [
+        "image alone is in only one",
+        "the pair b",
+    ]
+
+
+def test_pairs_need_both_folders(folder: Path) -> None:
+    with pytest.raises(FileNotFoundError, match="image folder .*clean does not exist"):
+        load_pairs(folder)

@@ -58,3 +58,17 @@ def test_no_images_are_refused() -> None:
 def test_an_image_smaller_than_a_patch_is_refused(images: list[np.ndarray]) -> None:
     with pytest.raises(ValueError, match=r"image 1 of shape \(70, 40, 3\) is smaller than `patch_size` 44"):
         PatchSource(images, patch_size=44, sigma_range=(0, 0))
+
+
+def test_pairs_are_cut_and_turned_together(images: list[np.ndarray], generator: torch.Generator) -> None:
+    pairs = [np.concatenate([image, image // 2], axis=2) for image in images]
+    noisy, clean = PatchSource(pairs, patch_size=16, noise_model="pairs", sigma_range=(0, 0)).sample(20, generator)
+    assert noisy.shape == clean.shape == (20, 3, 16, 16)
+    assert torch.equal((clean * 255).round() // 2, (noisy * 255).round())
+
+
+@pytest.mark.parametrize(("model", "given", "wanted"), [("pairs", 3, 6), ("awgn", 6, 3)])
+def test_images_must_have_the_channels_of_their_noise_model(model: str, given: int, wanted: int) -> None:
+    image = np.zeros((16, 16, given), np.uint8)
+    with pytest.raises(ValueError, match=f"image 0 must have {wanted} channels with noise model {model}, got shape"):
+        PatchSource([image], patch_size=16, noise_model=model, sigma_range=(0, 0))

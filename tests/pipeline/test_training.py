@@ -161,3 +161,13 @@ def test_workers_share_the_batch(make_trainer: Any) -> None:
 
     make_trainer(Watching(), num_workers=2).run_epoch()
     assert sizes == [2] * 6
+
+
+def test_adam_starts_anew_when_distillation_ends(make_trainer: Any, quick_prior: Any) -> None:
+    """The moments that L_dp left would hold the steps down."""
+    trainer = make_trainer(prior=quick_prior)
+    steps = []
+    for _ in range(5):
+        trainer.run_epoch()
+        steps.append(max(int(state["step"]) for state in trainer.optimizer.state.values()))
+    assert steps == [6, 12, 6, 12, 18]

@@ -1,0 +1,342 @@
+"""The whole way through Ray with the `tiny` preset: a shared run, a killed one, one with an operator of its own.
+
+Every Ray test of the project is here, so that one cluster serves them all; only the search that is killed has its own.
+"""
+
+import json
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import time
+import uuid
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from latency import LatencyTable
+from ops import registry
+from pipeline import cluster
+from pipeline.checkpoint import load_checkpoint, load_weights
+from pipeline.cli import main
+from pipeline.cluster import ray_session
+from pipeline.config import RayConfig, load_config
+from pipeline.data.images import read_image, write_image
+from pipeline.run import ARTIFACTS, Run, load_denoiser
+from search_space import Genotype, build_network
+
+pytestmark = [pytest.mark.slow, pytest.mark.ray]
+
+SEARCH_EPOCHS = 60  # enough that a search can be killed in the middle of it
+
+
+@pytest.fixture(scope="module", autouse=True)
+def ray_cluster() -> Iterator[None]:
+    """Keep one local Ray for all commands of this module; each command would start its own otherwise."""
+    with ray_session(RayConfig()):
+        yield
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory, ray_cluster: None) -> Path:
+    """The folder of a finished tiny run, made by the command."""
+    folder = tmp_path_factory.mktemp("runs") / "tiny"
+    assert main(["run", "--config", "tiny", "--output", str(folder)]) == 0
+    return folder
+
+
+@pytest.fixture(scope="module")
+def summary(finished: Path) -> dict[str, Any]:
+    return json.loads((finished / "summary.json").read_text())
+
+
+@pytest.fixture(scope="module")
+def photograph(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An image file of odd size."""
+    path = tmp_path_factory.mktemp("photograph") / "odd.png"
+    rows, columns = np.mgrid[:61, :47]
+    write_image(path, np.stack([4 * rows, 5 * columns, 2 * (rows + columns)], axis=2).astype(np.uint8))
+    return path
+
+
+def genotype_of(folder: Path) -> Genotype:
+    return Genotype.load(folder / "genotype.json")
+
+
+def error_line(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
+    """Run a command that must fail and return its line."""
+    assert main(list(arguments)) == 2
+    error = capsys.readouterr().err
+    assert error.startswith("denoise-nas: error: ") and error.count("\n") == 1
+    return error
+
+
+def test_the_summary_tells_what_was_found(finished: Path, summary: dict[str, Any]) -> None:
+    config = load_config("tiny")
+    assert summary["genotype_id"] == genotype_of(finished).genotype_id
+    assert summary["seed"] == config.seed
+    assert summary["config_hash"] == config.config_hash
+    for quality in ("psnr_db", "ssim"):
+        assert set(summary[quality]) == {"noisy", "prior", "denoised"}
+        assert summary[quality]["prior"] > summary[quality]["noisy"]
+    assert summary["psnr_db"]["noisy"] == pytest.approx(20.4, abs=0.5)  # 20 log10(255 / 25), clipped
+    for number in ("num_parameters", "macs", "predicted_latency_ms", "measured_latency_ms", "prior_latency_ms"):
+        assert summary[number] > 0, number
+    assert {image["name"] for image in summary["images"]} == {"chelsea", "motorcycle_left"}
+    seconds = summary["seconds"]
+    assert set(seconds) == {"latency", "search", "retrain", "evaluate", "total"}
+    assert seconds["total"] == pytest.approx(sum(seconds.values()) / 2, abs=0.05)
+    assert re.fullmatch(r"[0-9a-f]{32}", summary["mlflow_run_id"])
+
+
+def test_the_files_of_a_run_lie_beside_its_summary(finished: Path, summary: dict[str, Any]) -> None:
+    assert all((finished / name).stat().st_size > 0 for name in ARTIFACTS)
+    assert load_config(str(finished / "config.yaml")).config_hash == summary["config_hash"]
+    assert summary["genotype_id"] in (finished / "genotype.svg").read_text()
+    assert min(Image.open(finished / "comparison.png").size) > 100
+    network = load_denoiser(finished)
+    assert sum(p.numel() for p in network.parameters()) == summary["num_parameters"]
+    assert len(LatencyTable.load(finished / "latency.parquet", expected=None)) > 20
+    assert not [path for path in finished.rglob(".*") if path.name != ".lock"]  # no half-written files
+
+
+def test_mlflow_holds_the_run(finished: Path, summary: dict[str, Any]) -> None:
+    from pipeline.tracking import MlflowClient
+
+    client = MlflowClient(tracking_uri=f"sqlite:///{finished.parent / 'mlflow.db'}")
+    run = client.get_run(summary["mlflow_run_id"])
+    assert run.info.status == "FINISHED"
+    assert run.data.tags["kind"] == "architecture"
+    assert run.data.tags["config_hash"] == run.data.params["config_hash"] == summary["config_hash"]
+    assert run.data.params["search.num_epochs"] == "3"
+    assert run.data.metrics["psnr_db"] == pytest.approx(summary["psnr_db"]["denoised"])
+    assert run.data.metrics["measured_latency_ms"] == pytest.approx(summary["measured_latency_ms"])
+    for part_index in range(3):
+        history = client.get_metric_history(run.info.run_id, f"part{part_index}/l_dp_weights")
+        assert [metric.step for metric in history] == [1, 2, 3]
+    assert [metric.step for metric in client.get_metric_history(run.info.run_id, "retrain/loss")] == [1, 2]
+    assert {file.path for file in client.list_artifacts(run.info.run_id)} == set(ARTIFACTS)
+
+
+def test_a_second_call_prints_the_stored_summary_and_trains_nothing(
+    finished: Path, summary: dict[str, Any], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def execute(run: Run) -> dict[str, Any]:
+        raise AssertionError("worked again")
+
+    monkeypatch.setattr(Run, "execute", execute)
+    before = {path: path.stat().st_mtime_ns for path in finished.rglob("*") if path.is_file()}
+    assert main(["run", "--config", "tiny", "--output", str(finished)]) == 0
+    text = capsys.readouterr().out
+    assert "holds this run already, finished; its summary:" in text
+    assert f"architecture {summary['genotype_id']} (seed 0)" in text
+    assert f"{summary['psnr_db']['denoised']:.2f}" in text
+    assert {path: path.stat().st_mtime_ns for path in before} == before
+
+
+def test_other_settings_are_refused_in_the_same_folder(finished: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    line = error_line(capsys, "run", "--config", "tiny", "--output", str(finished), "seed=1")
+    assert "holds a run of other settings" in line and "choose another `output`" in line
+
+
+def test_a_stage_that_is_done_is_not_repeated(finished: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """`search` in the folder of a finished run reads the result; so does `retrain`."""
+    before = (finished / "search.pt").stat().st_mtime_ns
+    weights = load_weights(finished / "model.safetensors")
+    assert main(["search", "--config", "tiny", "--output", str(finished)]) == 0
+    assert "prior features" not in capsys.readouterr().out
+    assert (finished / "search.pt").stat().st_mtime_ns == before
+    assert main(["retrain", "--config", "tiny", "--output", str(finished)]) == 0
+    again = load_weights(finished / "model.safetensors")
+    assert all(torch.equal(again[name], weights[name]) for name in weights)
+
+
+def test_deriving_at_another_threshold_keeps_more_pathways(finished: Path, tmp_path: Path) -> None:
+    def pathways(genotype: Genotype) -> int:
+        cells = [cell for part in genotype.parts for cell in part.cells]
+        return sum(len(cell.resolution_pathways) + len(cell.dense_pathways) for cell in cells)
+
+    def derive(threshold: str) -> Genotype:
+        target = tmp_path / f"{threshold}.json"
+        command = ["derive", "--config", "tiny", "--output", str(finished), "--to", str(target)]
+        assert main([*command, "--threshold", threshold]) == 0
+        return Genotype.load(target)
+
+    before = genotype_of(finished)
+    assert derive("0.5").genotype_id == before.genotype_id
+    assert pathways(derive("0.95")) > pathways(before)
+    assert genotype_of(finished) == before
+
+
+def test_an_impossible_threshold_gives_one_line(finished: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    line = error_line(capsys, "derive", "--config", "tiny", "--output", str(finished), "--threshold", "1.5")
+    assert "`threshold` must lie in [0, 1), got 1.5" in line
+
+
+def test_the_found_network_is_evaluated_as_in_the_summary(
+    finished: Path, summary: dict[str, Any], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "160")
+    assert main(["evaluate", str(finished), "--sigma-255", "25"]) == 0
+    (row,) = (line for line in capsys.readouterr().out.splitlines() if "mean" in line)
+    _, noisy_db, psnr_db, _, ssim, _ = (cell.strip() for cell in row.strip("│").split("│"))
+    assert float(noisy_db) == pytest.approx(summary["psnr_db"]["noisy"], abs=0.006)
+    assert float(psnr_db) == pytest.approx(summary["psnr_db"]["denoised"], abs=0.006)
+    assert float(ssim) == pytest.approx(summary["ssim"]["denoised"], abs=1e-4)
+
+
+@pytest.mark.parametrize("as_file", [False, True])
+def test_the_found_network_denoises_an_image_of_odd_size(
+    finished: Path, photograph: Path, tmp_path: Path, as_file: bool
+) -> None:
+    model = finished / "model.safetensors" if as_file else finished
+    assert main(["denoise", str(model), str(photograph), "--output", str(tmp_path / "out")]) == 0
+    result = read_image(tmp_path / "out" / "odd.png")
+    assert result.shape == (61, 47, 3)
+    assert np.abs(result.astype(int) - read_image(photograph)).mean() < 40
+
+
+def test_weights_of_another_genotype_are_refused(
+    finished: Path, photograph: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    shutil.copy(finished / "genotype.json", tmp_path)
+    (tmp_path / "model.safetensors").write_bytes((finished / "model.safetensors").read_bytes()[:200])
+    line = error_line(capsys, "denoise", str(tmp_path), str(photograph), "--output", str(tmp_path / "out"))
+    assert "model.safetensors cannot be read" in line
+
+
+def test_retraining_from_scratch_takes_any_genotype(
+    finished: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = tmp_path / "scratch"
+    command = ["retrain", "--config", "tiny", "--output", str(folder), "--genotype", str(finished / "genotype.json")]
+    assert "no search to inherit weights from" in error_line(capsys, *command)
+    shutil.rmtree(folder)
+    assert main([*command, "retrain.start=scratch"]) == 0
+    assert f"retrained {genotype_of(finished).genotype_id}" in capsys.readouterr().out
+    own, inherited = load_weights(folder / "model.safetensors"), load_weights(finished / "model.safetensors")
+    assert own.keys() == inherited.keys()
+    assert any(not torch.equal(own[name], inherited[name]) for name in own)
+    assert genotype_of(folder).genotype_id == genotype_of(finished).genotype_id
+
+
+def processes_marked(marker: str) -> dict[int, str]:
+    """Return the command lines of running processes with `marker` in their environment, by process id."""
+    found = {}
+    for entry in Path("/proc").iterdir():
+        try:
+            if entry.name.isdigit() and marker.encode() in (entry / "environ").read_bytes():
+                found[int(entry.name)] = (entry / "cmdline").read_bytes().replace(b"\0", b" ").decode()
+        except OSError:
+            continue  # it ended meanwhile
+    return found
+
+
+def wait_until(condition: Any, *, seconds: float, what: str) -> None:
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline, f"{what} took more than {seconds} s"
+        time.sleep(0.05)
+
+
+@pytest.mark.skipif(not Path("/proc").is_dir(), reason="finds processes in /proc")
+def test_a_search_killed_in_the_middle_ends_as_an_undisturbed_one(finished: Path, tmp_path: Path) -> None:
+    """SIGKILL to the driver's process group: its Ray goes too, and the same command goes on from the last epochs."""
+
+    def search(folder: Path) -> list[str]:
+        return [
+            "search", "--config", "tiny", "--output", str(folder), f"search.num_epochs={SEARCH_EPOCHS}",
+            f"latency.table={finished / 'latency.parquet'}",
+        ]  # fmt: skip
+
+    killed, undisturbed = tmp_path / "killed", tmp_path / "undisturbed"
+    marker = f"DENOISE_NAS_TEST={uuid.uuid4()}"
+    process = subprocess.Popen(
+        [sys.executable, "-m", "pipeline.cli", *search(killed)],
+        cwd=Path(__file__).parents[2],
+        env=os.environ | {"OMP_NUM_THREADS": "1"} | dict([marker.split("=")]),  # rounds as this process does
+        stdout=subprocess.DEVNULL,
+        start_new_session=True,
+    )
+    checkpoints = [killed / "checkpoints" / f"part{index}.pt" for index in range(3)]
+    try:
+        wait_until(
+            lambda: process.poll() is not None or all(path.exists() for path in checkpoints),
+            seconds=180, what="the first epoch",
+        )  # fmt: skip
+        assert process.poll() is None, "the search ended before it could be killed"
+        folders = set(re.findall(r"/tmp/nas-ray-\w+", " ".join(processes_marked(marker).values())))
+    finally:
+        os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+    wait_until(lambda: not processes_marked(marker), seconds=60, what="the end of the killed search's Ray")
+    for folder in folders:
+        shutil.rmtree(folder, ignore_errors=True)
+    assert not (killed / "genotype.json").exists()
+    epochs = [load_checkpoint(path)["epoch"] for path in checkpoints]
+    assert all(0 < epoch for epoch in epochs) and min(epochs) < SEARCH_EPOCHS
+
+    assert main(search(killed)) == 0
+    assert main(search(undisturbed)) == 0
+    assert genotype_of(killed) == genotype_of(undisturbed)
+    ends = [load_checkpoint(folder / "search.pt")["parts"] for folder in (killed, undisturbed)]
+    for resumed, straight in zip(*ends, strict=True):
+        assert resumed["probabilities"] == straight["probabilities"]
+        assert all(torch.equal(resumed["weights"][name], tensor) for name, tensor in straight["weights"].items())
+
+
+OWN_OPERATOR = """
+from torch import nn
+from ops import SlimmableConv2d, register_op
+
+@register_op("pointwise")
+def build(spec):
+    return SlimmableConv2d(spec.in_channels, spec.out_channels, 1)
+"""
+
+
+def test_an_operator_of_ones_own_goes_all_the_way(
+    tmp_path: Path, photograph: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Registered in a user's file: priced, searched, derived, built, retrained, and used by later commands."""
+    op_file, folder = tmp_path / "mine.py", tmp_path / "own"
+    op_file.write_text(OWN_OPERATOR)
+
+    def fresh_process() -> None:
+        """Forget what the file registered, as the next command's process would."""
+        monkeypatch.undo()
+        monkeypatch.setattr(registry, "_REGISTRY", dict(registry._REGISTRY))
+        monkeypatch.setattr(cluster, "_loaded_op_files", set())
+
+    fresh_process()
+    settings = ["--config", "tiny", "--output", str(folder), f"space.op_files=[{op_file}]",
+                "space.candidate_ops=[pointwise]"]  # fmt: skip
+    assert main(["search", *settings]) == 0
+    priced = {spec.name for spec in LatencyTable.load(folder / "latency.parquet", expected=None)}
+    assert {"pointwise", "conv3x3", "down", "up"} <= priced and "conv_d1" not in priced
+    genotype = genotype_of(folder)
+    assert {cell.op for part in genotype.parts for cell in part.cells} == {"pointwise"}
+    build_network(genotype)
+    fresh_process()
+    assert main(["retrain", *settings]) == 0
+    fresh_process()
+    command = ["denoise", str(folder), str(photograph), "--output", str(tmp_path / "out")]
+    assert "pointwise" in error_line(capsys, *command)
+    assert main([*command, "--op-file", str(op_file)]) == 0
+    assert read_image(tmp_path / "out" / "odd.png").shape == (61, 47, 3)
+    monkeypatch.undo()
+
+
+def test_a_search_that_fails_names_the_part_and_the_cause(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    folder = tmp_path / "damaged"
+    (folder / "checkpoints").mkdir(parents=True)
+    (folder / "checkpoints" / "part1.pt").write_text("half of a file")
+    line = error_line(capsys, "search", "--config", "tiny", "--output", str(folder), "search.cost=macs")
+    assert "the search of part 1 failed: ValueError: checkpoint " in line and "part1.pt is damaged" in line
