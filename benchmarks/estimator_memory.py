@@ -52,7 +52,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--repeats", type=int, default=8, help="steps per set of operators")
+    parser.add_argument("--repeats", type=int, default=4, help="steps per set of operators where all of them run")
+    parser.add_argument("--samples", type=int, default=240, help="steps per number of operators where one is sampled")
     options = parser.parse_args()
     keep_freed_memory()
     torch.set_num_threads(options.threads)
@@ -71,7 +72,9 @@ def main() -> None:
                 with torch.no_grad():
                     supernet.arch.gamma[:, 0] += 100.0  # full width everywhere
                 saved_bytes_and_seconds(supernet, estimator, generator)  # warm-up
-                runs = [saved_bytes_and_seconds(supernet, estimator, generator) for _ in range(options.repeats)]
+                is_random = estimator == "sampled" and num_operators > 1
+                repeats = options.samples // len(sets) if is_random else options.repeats
+                runs = [saved_bytes_and_seconds(supernet, estimator, generator) for _ in range(repeats)]
                 sizes.append(statistics.fmean(size for size, _ in runs))
                 times.append(statistics.median(seconds for _, seconds in runs) if estimator != "sampled"
                              else statistics.fmean(seconds for _, seconds in runs))  # fmt: skip

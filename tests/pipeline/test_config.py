@@ -80,7 +80,7 @@ def test_sigmas_are_converted_to_the_unit_scale() -> None:
         ("retrain.num_workers=3", r"`retrain\.batch_size` must be a multiple of retrain\.num_workers"),
         ("retrain.final_learning_rate=0.5", r"`retrain\.final_learning_rate` must be between"),
         ("noise.sigma_255=[50, 25]", r"`noise\.sigma_255` must be two ascending numbers in \[0, 255\]"),
-        ("noise.model=poisson", r"`noise\.model` must be one of awgn, niid, mixed, got 'poisson'"),
+        ("noise.model=poisson", r"`noise\.model` must be one of awgn, niid, mixed, pairs, got 'poisson'"),
         ("data.architecture_share=1.0", r"`data\.architecture_share` must be between 0 and 1"),
         ("latency.min_repeats=9", r"`latency\.min_repeats` must be between 1 and max_repeats, got 9"),
         ("evaluate.tile_size=16", r"`evaluate\.tile_size` must be larger than the overlap"),
