@@ -228,13 +228,16 @@ def test_retraining_from_scratch_takes_any_genotype(
     assert genotype_of(folder).genotype_id == genotype_of(finished).genotype_id
 
 
-def processes_marked(marker: str) -> dict[int, str]:
-    """Return the command lines of running processes with `marker` in their environment, by process id."""
+def processes_of(*marks: str) -> dict[int, str]:
+    """Return the command lines of running processes with one of `marks` in environment or command line, by their id."""
     found = {}
     for entry in Path("/proc").iterdir():
         try:
-            if entry.name.isdigit() and marker.encode() in (entry / "environ").read_bytes():
-                found[int(entry.name)] = (entry / "cmdline").read_bytes().replace(b"\0", b" ").decode()
+            if entry.name.isdigit():
+                command = (entry / "cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace")
+                text = command + (entry / "environ").read_bytes().decode(errors="replace")
+                if any(mark in text for mark in marks):
+                    found[int(entry.name)] = command
         except OSError:
             continue  # it ended meanwhile
     return found
@@ -273,13 +276,13 @@ def test_a_search_killed_in_the_middle_ends_as_an_undisturbed_one(finished: Path
             seconds=180, what="the first epoch",
         )  # fmt: skip
         assert process.poll() is None, "the search ended before it could be killed"
-        folders = set(re.findall(r"/tmp/nas-ray-\w+", " ".join(processes_marked(marker).values())))
+        folders = set(re.findall(r"/tmp/nas-ray-\w+", " ".join(processes_of(marker).values())))
     finally:
         os.killpg(process.pid, signal.SIGKILL)
         process.wait()
-    wait_until(lambda: not processes_marked(marker), seconds=60, what="the end of the killed search's Ray")
+    wait_until(lambda: not processes_of(marker, *folders), seconds=60, what="the end of the killed search's Ray")
     for folder in folders:
-        shutil.rmtree(folder, ignore_errors=True)
+        shutil.rmtree(folder)
     assert not (killed / "genotype.json").exists()
     epochs = [load_checkpoint(path)["epoch"] for path in checkpoints]
     assert all(0 < epoch for epoch in epochs) and min(epochs) < SEARCH_EPOCHS
