@@ -87,10 +87,11 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--epochs", type=int, default=3)
     parser.add_argument("--repeats", type=int, default=2, help="rounds; the best time of each way counts")
+    parser.add_argument("overrides", nargs="*", help="settings of the quick preset, such as search.batch_size=4")
     options = parser.parse_args()
     keep_freed_memory()
     config = load_config("quick", [f"seed={options.seed}", f"search.num_epochs={options.epochs}", "search.cost=macs",
-                                   "search.target_ms=null"])  # fmt: skip
+                                   "search.target_ms=null", *options.overrides])  # fmt: skip
     torch.set_num_threads(2)
     images = list(photographs(TRAINING_PHOTOGRAPHS).values())
     inputs = prepare_inputs(config, load_prior(config.prior.weights), images)
@@ -107,6 +108,8 @@ def main() -> None:
     assert len({tuple(results) for results in outcomes.values()}) == 1, "the three ways must find the same parts"
     best = {name: min(values) for name, values in seconds.items()}
     result = {
+        "epochs": options.epochs,
+        "overrides": options.overrides,
         "seconds": seconds,
         "startup_seconds": startup,
         "speedup_over_sequential": best["one after the other"] / best["ray actors"],

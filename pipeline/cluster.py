@@ -25,6 +25,7 @@ _ENVIRONMENT = {
     "RAY_DEDUP_LOGS": "0",
 }
 _CONNECT_SECONDS = 5.0
+_FOLDER_PREFIX = "nas-ray-"  # followed by the driver's process id
 
 
 @contextmanager
@@ -54,7 +55,9 @@ def ray_session(config: RayConfig) -> Iterator[None]:
         finally:
             ray.shutdown()
         return
-    folder = Path(tempfile.mkdtemp(prefix="nas-ray-", dir="/tmp" if Path("/tmp").is_dir() else None))
+    root = Path("/tmp") if Path("/tmp").is_dir() else Path(tempfile.gettempdir())  # Ray's socket names must be short
+    _sweep(root)
+    folder = Path(tempfile.mkdtemp(prefix=f"{_FOLDER_PREFIX}{os.getpid()}-", dir=root))
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # Ray's own notices about its defaults
@@ -69,6 +72,24 @@ def ray_session(config: RayConfig) -> Iterator[None]:
     finally:
         ray.shutdown()
         shutil.rmtree(folder, ignore_errors=True)
+
+
+def _sweep(root: Path) -> None:
+    """Remove the folders of our local clusters whose driver was killed."""
+    for folder in root.glob(f"{_FOLDER_PREFIX}*-*"):
+        pid = folder.name.removeprefix(_FOLDER_PREFIX).partition("-")[0]
+        if pid.isdigit() and folder.stat().st_uid == os.getuid() and not _is_alive(int(pid)):
+            shutil.rmtree(folder, ignore_errors=True)
+
+
+def _is_alive(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        pass
+    return True
 
 
 def _reach(address: str) -> None:

@@ -189,13 +189,15 @@ class _PartSearch:
         within = [part for part, cost in parts.items() if cost <= budget] or [min(parts, key=lambda part: parts[part])]
         uniform_cost = self.costs.uniform_cost(arch)
 
-        def score(network: PartNetwork, cost: float) -> float:
+        def score(part: PartGenotype) -> float:
+            network = self._network(part)
             with torch.inference_mode():
                 l_dp = sum(feature_distance(network(x), target).item() for x, target in batches) / len(batches)
-            return l_dp if self.target_cost is not None else l_dp + config.complexity_weight * cost / uniform_cost
+            return (
+                l_dp if self.target_cost is not None else l_dp + config.complexity_weight * parts[part] / uniform_cost
+            )
 
-        networks = {part: self._network(part) for part in within}
-        return networks[min(within, key=lambda part: score(networks[part], parts[part]))]
+        return self._network(min(within, key=score))
 
     def _network(self, part: PartGenotype) -> PartNetwork:
         network = PartNetwork(self.supernet.part_index, part, self.supernet.space)

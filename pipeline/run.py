@@ -125,19 +125,20 @@ class Run:
         if self.path("search.pt").exists():
             return self._load_search(key)
         costs = stage.cost_models(self.config, self.space, None if table is None else table.__getitem__)
+        label = ""
         if self.config.search.prior_features == "cached":
             megabytes = stage.features_megabytes(self.config, self.space.num_channels)
-            _logger.info("prior features of %d patches: %.0f MB", self.config.search.num_patches, megabytes)
             if self.config.ray.address is None and megabytes > 0.8 * self.config.ray.object_store_mb:
                 raise ValueError(
                     f"cached prior features need about {megabytes:.0f} MB, `ray.object_store_mb` is "
                     f"{self.config.ray.object_store_mb}; raise it, or set `search.prior_features` to live"
                 )
+            label = f"prior features, {megabytes:.0f} MB"
         inputs = stage.prepare_inputs(
             self.config,
             self.prior,
             list(self.training_images.values()),
-            progress=lambda done, total: self.progress("prior features", done, total),
+            progress=lambda done, total: self.progress(label, done, total),
         )
         epochs_done = [0] * NUM_PARTS
 

@@ -136,10 +136,20 @@ def part_op_specs(part_index: int, part: PartGenotype, space: SearchSpace, *, he
     """List every operator call of a part on a `height` x `width` image: what a latency table prices."""
     last_channels = space.channels(part.cells[-1].out_width)
     specs = list(frame_specs(part_index, space.num_channels, last_channels, height, width).values())
-    out_widths = _out_widths(part)
-    for cell in part.cells:
-        specs += _cell_specs(cell, space, out_widths, height=height, width=width).values()
+    for calls in cell_op_specs(part, space, height=height, width=width).values():
+        specs += calls
     return specs
+
+
+def cell_op_specs(
+    part: PartGenotype, space: SearchSpace, *, height: int, width: int
+) -> dict[CellPosition, list[OpSpec]]:
+    """Return the operator calls of every cell: its operator, resamplers and sums."""
+    out_widths = _out_widths(part)
+    return {
+        cell.position: list(_cell_specs(cell, space, out_widths, height=height, width=width).values())
+        for cell in part.cells
+    }
 
 
 def genotype_op_specs(genotype: Genotype, *, height: int, width: int) -> list[list[OpSpec]]:

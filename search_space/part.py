@@ -42,7 +42,7 @@ class PartFrame(nn.Module):
 
 
 def frame_specs(part_index: int, num_channels: int, last_channels: int, height: int, width: int) -> dict[str, OpSpec]:
-    """Return the OpSpec of `stem`, `tail` and, in the last part, `image`."""
+    """Return the OpSpec of `stem`, `tail`, `long_skip` and, in the last part, `image`."""
 
     def conv3x3(in_channels: int, out_channels: int) -> OpSpec:
         return OpSpec(
@@ -53,7 +53,11 @@ def frame_specs(part_index: int, num_channels: int, last_channels: int, height: 
     specs = {
         "stem": conv3x3(3 if part_index == 0 else num_channels, num_channels),
         "tail": conv3x3(last_channels, num_channels),
-    }
+        "long_skip": OpSpec(
+            name="add", in_channels=num_channels, out_channels=num_channels, base_channels=num_channels,
+            height=height, width=width,
+        ),
+    }  # fmt: skip
     if part_index == LAST_PART:
         specs["image"] = conv3x3(num_channels, 3)
     return specs

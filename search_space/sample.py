@@ -39,7 +39,13 @@ def sample_part(
     """Draw one part: operators by weight, widths and sets of pathways uniformly, pathway weights equal.
 
     The sets are those that `derive` can keep, so random parts lie in the space that a search can reach.
+
+    Raises:
+        ValueError: `op_weights` names an operator that the space lacks.
     """
+    unknown = sorted(set(op_weights or ()) - set(space.candidate_ops))
+    if unknown:
+        raise ValueError(f"`op_weights` names {unknown[0]!r}, which is not among {', '.join(space.candidate_ops)}")
     weights = [1.0 if op_weights is None else op_weights.get(name, 0.0) for name in space.candidate_ops]
     ops = torch.multinomial(torch.tensor(weights), len(space.cells), replacement=True, generator=generator).tolist()
     indices = torch.randint(len(WIDTHS), (len(space.cells),), generator=generator).tolist()
