@@ -23,7 +23,15 @@ from pipeline.data.images import TRAINING_PHOTOGRAPHS, photographs
 from pipeline.data.part_data import CachedFeatures
 from pipeline.part_search import search_part
 from pipeline.priors import NUM_PARTS, load_prior
-from pipeline.search import SearchInputs, cost_models, part_targets, prepare_inputs, space_of, start_part_actors
+from pipeline.search import (
+    SearchInputs,
+    cost_models,
+    part_jobs,
+    part_targets,
+    prepare_inputs,
+    space_of,
+    start_part_actors,
+)
 
 
 def search_one(part_index: int, config: Config, inputs: SearchInputs) -> str:
@@ -73,11 +81,12 @@ def ray_actors(config: Config, inputs: SearchInputs) -> tuple[float, float, list
     start = time.perf_counter()
     with ray_session(config.ray), tempfile.TemporaryDirectory() as folder:
         space = space_of(config, 16)
-        actors = start_part_actors(config, space, cost_models(config, space, None), checkpoint_folder=Path(folder))
+        jobs = part_jobs(config, space, cost_models(config, space, None), checkpoint_folder=Path(folder))
+        actors = start_part_actors(config)
         shared = ray.put(inputs)
         ray.get([actor.poll.remote() for actor in actors])
         ready = time.perf_counter()
-        results = ray.get([actor.run.remote(shared) for actor in actors])
+        results = ray.get([actor.run.remote(job, shared) for actor, job in zip(actors, jobs, strict=True)])
         end = time.perf_counter()
     return ready - start, end - ready, [repr(result.part) for result in results]
 

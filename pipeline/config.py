@@ -9,6 +9,7 @@ import hashlib
 import json
 import types
 import typing
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from importlib import resources
 from pathlib import Path
@@ -275,6 +276,44 @@ class PriorTrainConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
+class CollectConfig:
+    """A collection of architectures (`denoise-nas collect`)."""
+
+    vary: dict[str, Any] = field(default_factory=dict)
+    """What trials differ in: setting -> list of choices, or {low, high} or {low, high, log: true} for numbers."""
+    sampler: str = "random"
+    """Optuna's sampler: `random` (an unbiased sample), or `tpe` or `nsga2` (for the best PSNR and latency)."""
+    warm_start: bool = True
+    """Searches begin from the shared supernets, instead of from random weights of their own."""
+    shared_steps: int = 1000
+    """Training steps of each of the three shared supernets, which score every architecture."""
+    shared_batch_size: int = 8
+    shared_learning_rate: float = 2e-3
+    proxy_size: int = 160
+    """Height and width of the central crop of every validation image that architectures are scored on."""
+    retrain_steps: int = 0
+    """Steps of a short retraining of every architecture, from the shared supernets' weights; 0: none."""
+
+    def __post_init__(self) -> None:
+        _check(self.sampler in SAMPLERS, "collect.sampler", f"one of {', '.join(SAMPLERS)}", self.sampler)
+        for name in ("shared_steps", "shared_batch_size"):
+            _check(getattr(self, name) >= 1, f"collect.{name}", "at least 1", getattr(self, name))
+        _check(0 < self.shared_learning_rate <= 1, "collect.shared_learning_rate", "above 0 and at most 1",
+               self.shared_learning_rate)  # fmt: skip
+        _check(self.proxy_size >= 16, "collect.proxy_size", "at least 16", self.proxy_size)
+        _check(self.retrain_steps >= 0, "collect.retrain_steps", "at least 0", self.retrain_steps)
+        for name, choices in self.vary.items():
+            where = f"collect.vary.{name}"
+            if isinstance(choices, dict):
+                ok = set(choices) - {"log"} == {"low", "high"} and all(
+                    isinstance(choices[key], int | float) for key in ("low", "high")
+                )
+                _check(ok and choices["low"] <= choices["high"], where, "{low, high} with low <= high", choices)
+            else:
+                _check(isinstance(choices, list) and choices != [], where, "a list of choices or {low, high}", choices)
+
+
+@dataclass(frozen=True, kw_only=True)
 class Config:
     """Everything one run depends on."""
 
@@ -295,6 +334,7 @@ class Config:
     tracking: TrackingConfig = field(default_factory=TrackingConfig)
     ray: RayConfig = field(default_factory=RayConfig)
     prior_train: PriorTrainConfig = field(default_factory=PriorTrainConfig)
+    collect: CollectConfig = field(default_factory=CollectConfig)
 
     def __post_init__(self) -> None:
         _check(self.device in DEVICES, "device", f"one of {', '.join(DEVICES)}", self.device)
@@ -307,9 +347,20 @@ class Config:
     def config_hash(self) -> str:
         """Twelve hexadecimal digits over everything that can change a result; paths of outputs are left out."""
         settings = self.to_dict()
-        for key in ("name", "output", "tracking", "ray", "prior_train"):
+        for key in ("name", "output", "tracking", "ray", "prior_train", "collect"):
             del settings[key]
-        return hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:12]
+        return hash_of(settings)
+
+    def with_settings(self, settings: Mapping[str, Any]) -> "Config":
+        """Return a copy with dotted settings replaced, such as `{"search.num_epochs": 3}`; checked like a file.
+
+        Raises:
+            ValueError: unknown key, wrong type or impossible value.
+        """
+        values = self.to_dict()
+        for name, value in settings.items():
+            _set(values, name, value)
+        return from_plain(Config, values, "")
 
     def save(self, path: Path) -> None:
         """Write the resolved settings as YAML."""
@@ -317,6 +368,12 @@ class Config:
 
 
 COSTS = ("latency", "parameters", "macs")
+SAMPLERS = ("random", "tpe", "nsga2")
+
+
+def hash_of(settings: Any) -> str:
+    """Return twelve hexadecimal digits of plain settings."""
+    return hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:12]
 
 
 def to_plain(record: Any) -> Any:
@@ -384,6 +441,10 @@ def _convert(hint: Any, value: Any, where: str) -> Any:
         (hint,) = (option for option in get_args(hint) if option is not type(None))
     if get_origin(hint) is Literal:
         return value
+    if get_origin(hint) is dict:
+        if not isinstance(value, dict):
+            raise ValueError(f"`{where}` must hold keys and values, got {value!r}")
+        return {str(key): item for key, item in value.items()}
     if get_origin(hint) is tuple:
         if not isinstance(value, list | tuple):
             raise ValueError(f"`{where}` must be a list, got {value!r}")
@@ -404,16 +465,23 @@ def _apply_override(values: dict[str, Any], override: str) -> None:
     path, separator, text = override.partition("=")
     if not separator or not path:
         raise ValueError(f"an override must look like `search.num_epochs=3`, got {override!r}")
-    *parents, leaf = path.split(".")
+    try:
+        value = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise ValueError(f"the value of override {override!r} is not YAML: {error}") from error
+    _set(values, path, value)
+
+
+def _set(values: dict[str, Any], path: str, value: Any) -> None:
+    """Set a dotted setting; what `collect.vary` holds has dots in its own keys."""
+    parents = path.split(".", 2) if path.startswith("collect.vary.") else path.split(".")
+    *parents, leaf = parents
     node = values
     for parent in parents:
         node = node.setdefault(parent, {})
         if not isinstance(node, dict):
             raise ValueError(f"`{path}` goes through `{parent}`, which holds a value")
-    try:
-        node[leaf] = yaml.safe_load(text)
-    except yaml.YAMLError as error:
-        raise ValueError(f"the value of override {override!r} is not YAML: {error}") from error
+    node[leaf] = value
 
 
 def _join(where: str, key: str) -> str:

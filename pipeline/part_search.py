@@ -16,6 +16,7 @@ from pipeline.checkpoint import load_checkpoint, save_checkpoint
 from pipeline.config import SearchConfig
 from pipeline.data.part_data import PartData
 from pipeline.losses import feature_distance
+from pipeline.shared_supernet import load_supernet
 from search_space import (
     CostModel,
     PartGenotype,
@@ -61,6 +62,7 @@ def search_part(
     target_cost: float | None = None,
     seed: int,
     device: torch.device,
+    initial_weights: dict[str, Tensor] | None = None,
     checkpoint_path: Path | None = None,
     checkpoint_key: str = "",
     log: Log | None = None,
@@ -76,6 +78,7 @@ def search_part(
         target_cost: budget of this part in the unit of `costs`; only cost above it is penalised.
         seed: of initial weights, samples and batches; the part's index is mixed in.
         device: where to compute.
+        initial_weights: of a trained supernet of the same part, with the same operators or more; random by default.
         checkpoint_path: written after every epoch; a search that finds one of the same `checkpoint_key` goes on there.
         checkpoint_key: identifies the settings, for example a configuration hash.
         log: called with (epoch, metrics) after every epoch.
@@ -87,6 +90,8 @@ def search_part(
     torch.manual_seed(seed * 3 + part_index)  # initial weights
     generator = torch.Generator().manual_seed(seed * 3 + part_index)
     supernet = PartSupernet(part_index, space, generator=generator)
+    if initial_weights is not None:
+        load_supernet(supernet, initial_weights)
     supernet.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
     if target_cost is not None:
         restrict_to_budget(supernet.arch, costs.to(device), target_cost)

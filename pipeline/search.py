@@ -6,14 +6,15 @@ Called by `pipeline.run`. Each actor runs `part_search.search_part`; the driver 
 
 import json
 import time
-from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import ray
 import torch
+from torch import Tensor
 
 from latency import keep_freed_memory
 from ops import OpSpec
@@ -31,7 +32,7 @@ from pipeline.data.part_data import (
 from pipeline.data.patches import PatchSource
 from pipeline.part_search import PartSearchResult, search_part
 from pipeline.priors import NUM_PARTS, Prior, load_prior
-from search_space import CostModel, Genotype, SearchSpace, op_macs, op_num_parameters
+from search_space import CostModel, Genotype, PartGenotype, SearchSpace, op_macs, op_num_parameters
 
 EpochLog = Callable[[int, int, dict[str, float]], None]
 _POLL_SECONDS = 0.5
@@ -133,46 +134,84 @@ def search(
     Raises:
         RuntimeError: a part search failed; the message names the part and the cause.
     """
-    actors = start_part_actors(config, space, costs, checkpoint_folder=checkpoint_folder)
+    jobs = part_jobs(config, space, costs, checkpoint_folder=checkpoint_folder)
+    actors = start_part_actors(config)
     shared = ray.put(inputs)
-    runs = [actor.run.remote(shared) for actor in actors]
+    runs = [actor.run.remote(job, shared) for actor, job in zip(actors, jobs, strict=True)]
     try:
         pending = list(runs)
         while pending:
             done, pending = ray.wait(pending, num_returns=len(pending), timeout=_POLL_SECONDS)
             for run in done:
-                _get(run, runs.index(run))  # a part that failed ends the search at once
+                get_part(run, runs.index(run))  # a part that failed ends the search at once
             _forward_logs(actors, log)
-        results = [_get(run, index) for index, run in enumerate(runs)]
+        results = [get_part(run, index) for index, run in enumerate(runs)]
     finally:
         for actor in actors:
             ray.kill(actor)
-    genotype = Genotype(
+    return SearchResult(genotype=join_parts(space, [result.part for result in results]), parts=tuple(results))
+
+
+def join_parts(space: SearchSpace, parts: Sequence[PartGenotype]) -> Genotype:
+    """Put three parts of `space` together."""
+    return Genotype(
         num_channels=space.num_channels,
         num_resolutions=space.num_resolutions,
         num_layers=space.num_layers,
-        parts=tuple(result.part for result in results),
+        parts=tuple(parts),
     )
-    return SearchResult(genotype=genotype, parts=tuple(results))
 
 
-def start_part_actors(
-    config: Config, space: SearchSpace, costs: list[CostModel], *, checkpoint_folder: Path
-) -> list[Any]:
+@dataclass(frozen=True, kw_only=True)
+class PartJob:
+    """What one part search needs besides its data.
+
+    Attributes:
+        config: settings of the whole search.
+        space: the search space.
+        costs: what the complexity regulariser counts in this part.
+        target: budget of this part in the unit of `costs`, or None.
+        checkpoint_path: of this part; None keeps nothing, for searches of seconds.
+    """
+
+    config: Config
+    space: SearchSpace
+    costs: CostModel
+    target: float | None
+    checkpoint_path: str | None
+
+
+def part_jobs(
+    config: Config, space: SearchSpace, costs: list[CostModel], *, checkpoint_folder: Path | None
+) -> list[PartJob]:
+    """Return the jobs of the three parts; checkpoints are kept where a folder is given."""
+    folder = None if checkpoint_folder is None else checkpoint_folder.absolute()
+    return [
+        PartJob(
+            config=config, space=space, costs=cost, target=target,
+            checkpoint_path=None if folder is None else str(folder / f"part{index}.pt"),
+        )
+        for index, (cost, target) in enumerate(zip(costs, part_targets(config, space, costs), strict=True))
+    ]  # fmt: skip
+
+
+def start_part_actors(config: Config, scheduling: Sequence[Any] = ()) -> list[Any]:
     """Start one process per part; needs an initialised Ray.
 
+    Args:
+        config: resources and operator files.
+        scheduling: Ray's scheduling strategy of each actor; none by default.
+
     Returns:
-        Actors whose `run` takes a reference to `SearchInputs` and returns a `PartSearchResult`.
+        Actors whose `run` takes a `PartJob` and a reference to `SearchInputs`, and returns a `PartSearchResult`.
     """
-    targets = part_targets(config, space, costs)
     op_sources = read_op_files(config.space.op_files)
-    actors = [
-        _PartActor.options(  # type: ignore[attr-defined]
-            num_cpus=config.ray.cpus_per_part, num_gpus=config.ray.gpus_per_part
-        ).remote(i, config, asdict(space), costs[i], targets[i], str(checkpoint_folder.absolute()), op_sources)
-        for i in range(NUM_PARTS)
+    resources = {"num_cpus": config.ray.cpus_per_part, "num_gpus": config.ray.gpus_per_part}
+    options = [{"scheduling_strategy": strategy} for strategy in scheduling] or [{}] * NUM_PARTS
+    return [
+        PartActor.options(**resources, **more).remote(index, op_sources)  # type: ignore[attr-defined]
+        for index, more in enumerate(options)
     ]
-    return actors
 
 
 def part_targets(config: Config, space: SearchSpace, costs: list[CostModel]) -> list[float | None]:
@@ -192,7 +231,12 @@ def part_targets(config: Config, space: SearchSpace, costs: list[CostModel]) -> 
     return [frame + rest / NUM_PARTS for frame in frames]
 
 
-def _get(reference: Any, part_index: int) -> PartSearchResult:
+def get_part(reference: Any, part_index: int) -> PartSearchResult:
+    """Wait for a part search.
+
+    Raises:
+        RuntimeError: it failed, or its process died; the message names the part and the cause.
+    """
     try:
         return ray.get(reference)
     except ray.exceptions.RayTaskError as error:
@@ -225,48 +269,43 @@ def _sources(config: Config, halves: tuple[list[np.ndarray], list[np.ndarray]]) 
 
 
 @ray.remote(max_concurrency=2)  # type: ignore[call-overload]  # an option of actors, which the stub overlooks
-class _PartActor:
-    """One part search in its own process; `poll` answers while `run` works."""
+class PartActor:
+    """Searches of one part in a process of their own, one after the other; `poll` answers while `run` works.
 
-    def __init__(
-        self,
-        part_index: int,
-        config: Config,
-        space: dict[str, Any],
-        costs: CostModel,
-        target: float | None,
-        checkpoint_folder: str,
-        op_sources: dict[str, str],
-    ) -> None:
+    A search depends on nothing that an earlier one leaves: it seeds all its random numbers itself.
+    """
+
+    def __init__(self, part_index: int, op_sources: dict[str, str]) -> None:
         keep_freed_memory()
         load_op_files(op_sources)
-        torch.set_num_threads(config.search.threads_per_part)
         self.part_index = part_index
-        self.config = config
-        self.space = SearchSpace(**space)
-        self.costs = costs
-        self.target = target
-        self.checkpoint_path = Path(checkpoint_folder) / f"part{part_index}.pt"
         self.rows: list[tuple[int, dict[str, float]]] = []
 
-    def run(self, inputs: SearchInputs) -> PartSearchResult:
-        device = torch.device(self.config.device)
+    def run(
+        self, job: PartJob, inputs: SearchInputs, initial_weights: Sequence[dict[str, Tensor]] | None = None
+    ) -> PartSearchResult:
+        """Search the part; `initial_weights` are those of three supernets to begin from."""
+        config = job.config
+        torch.set_num_threads(config.search.threads_per_part)
+        device = torch.device(config.device)
         start = time.perf_counter()
+        self.rows = []
 
         def log(epoch: int, metrics: dict[str, float]) -> None:
             self.rows.append((epoch, metrics | {"seconds": time.perf_counter() - start}))
 
         return search_part(
             self.part_index,
-            self.space,
-            self._data(inputs, device),
-            self.costs,
-            self.config.search,
-            target_cost=self.target,
-            seed=self.config.seed,
+            job.space,
+            part_data(config, inputs, self.part_index),
+            job.costs,
+            config.search,
+            target_cost=job.target,
+            seed=config.seed,
             device=device,
-            checkpoint_path=self.checkpoint_path,
-            checkpoint_key=search_key(self.config),
+            initial_weights=None if initial_weights is None else initial_weights[self.part_index],
+            checkpoint_path=None if job.checkpoint_path is None else Path(job.checkpoint_path),
+            checkpoint_key=search_key(config),
             log=log,
         )
 
@@ -275,11 +314,18 @@ class _PartActor:
         rows, self.rows = self.rows, []
         return rows
 
-    def _data(self, inputs: SearchInputs, device: torch.device) -> PartData:
-        if inputs.patches is not None:
-            return CachedFeatures(inputs.patches, self.part_index, device)
-        prior = load_prior(self.config.prior.weights, device=device)
-        return LiveFeatures(prior, _sources(self.config, inputs.images), self.part_index)
+    def cpu_seconds(self) -> float:
+        """Return the processor time of this process."""
+        return time.process_time()
+
+
+def part_data(config: Config, inputs: SearchInputs, part_index: int) -> PartData:
+    """Return the training data of one part, on the device of `config`."""
+    device = torch.device(config.device)
+    if inputs.patches is not None:
+        return CachedFeatures(inputs.patches, part_index, device)
+    prior = load_prior(config.prior.weights, device=device)
+    return LiveFeatures(prior, _sources(config, inputs.images), part_index)
 
 
 def search_key(config: Config) -> str:

@@ -1,0 +1,288 @@
+"""A collection: hundreds of searches and random architectures, each kept as a record the moment it ends.
+
+Called by the command line. Ray Tune runs the trials, Optuna draws their settings, the driver writes: the record first,
+then to whoever listens. What is recorded is never done again, so an interrupted collection goes on where it was.
+"""
+
+import contextlib
+import json
+import logging
+import os
+import shutil
+import tempfile
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import ray
+import torch
+from ray import tune
+from ray.util.queue import Queue
+from torch import Tensor
+
+from latency import LatencyTable, keep_freed_memory
+from pipeline.checkpoint import load_weights, save_weights, write_atomically
+from pipeline.cluster import load_op_files, read_op_files
+from pipeline.config import CollectConfig, Config, hash_of
+from pipeline.priors import NUM_PARTS
+from pipeline.records import RECORD_SCHEMA_VERSION, Record, read_records, write_dataset, write_record
+from pipeline.run import Run
+from pipeline.sampling import CollectionSearcher, TrialJob
+from pipeline.search import SearchInputs, part_data, prepare_inputs
+from pipeline.shared_supernet import train_shared_supernet
+from pipeline.trial import CollectionTrial, SharedData, trial_config
+from search_space import SearchSpace
+
+RECORDS_FOLDER, DATASET_FOLDER = "records", "dataset"
+_DATASET_EVERY = 25  # records between two writings of the Parquet files
+_TRIAL_CPUS = 0.1  # of the process that assembles and scores; the parts' are `ray.cpus_per_part`
+_PROGRESS_EVERY = 25  # steps of the shared supernets
+_MAX_FAILURES = 2
+
+OnRecord = Callable[[Record], None]
+_logger = logging.getLogger(__name__)
+
+
+def collect(run: Run, *, num_searched: int, num_random: int, on_record: OnRecord | None = None) -> list[Record]:
+    """Bring the collection in the run's folder to the wanted size; needs an initialised Ray.
+
+    Args:
+        run: an opened run with a configuration for collecting.
+        num_searched: searched architectures in total, with those recorded already.
+        num_random: random architectures in total.
+        on_record: called with every new record, after it was written.
+
+    Returns:
+        All records, the searched ones first.
+
+    Raises:
+        ValueError: the folder holds a collection of other settings, or settings that no trial can have.
+        RuntimeError: some trials failed repeatedly; the others are recorded.
+    """
+    records = open_collection(run.folder, run.config)
+    jobs = missing_jobs(records, num_searched=num_searched, num_random=num_random)
+    if jobs:
+        with Recorder(run, records, total=num_searched + num_random, on_record=on_record) as recorder:
+            _run_trials(run, jobs, records, recorder)
+        records = read_records(run.folder / RECORDS_FOLDER)
+    write_dataset(run.folder / DATASET_FOLDER, records)
+    missing = missing_jobs(records, num_searched=num_searched, num_random=num_random)
+    if missing:
+        names = ", ".join(f"{job.origin} {job.index}" for job in missing[:5])
+        raise RuntimeError(
+            f"{len(missing)} architectures are missing ({names}{', ..' if len(missing) > 5 else ''}); "
+            "the same command tries them again"
+        )
+    return records
+
+
+def open_collection(folder: Path, config: Config) -> list[Record]:
+    """Check that the folder holds this collection or none, and return its records.
+
+    Raises:
+        ValueError: another collection, a damaged record, or a setting in `collect.vary` that is none.
+    """
+    for name, choices in config.collect.vary.items():
+        for value in choices if isinstance(choices, list) else [choices["low"], choices["high"]]:
+            trial_config(config, 0, {name: value})
+    identity = {"schema_version": RECORD_SCHEMA_VERSION, "collection_hash": collection_hash(config)}
+    path = folder / "collection.json"
+    if not path.exists():
+        write_atomically(path, json.dumps(identity) + "\n")
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+        same_version = found["schema_version"] == identity["schema_version"]
+    except (ValueError, KeyError, TypeError) as error:
+        raise ValueError(f"{path} is damaged: {error!r}") from error
+    if not same_version:
+        raise ValueError(
+            f"{folder} holds a collection of schema version {found['schema_version']}, this program writes "
+            f"{RECORD_SCHEMA_VERSION}; choose another `output`"
+        )
+    if found != identity:
+        raise ValueError(
+            f"{folder} holds a collection of other settings (hash {found.get('collection_hash')}, this is "
+            f"{identity['collection_hash']}); choose another `output`"
+        )
+    (folder / RECORDS_FOLDER).mkdir(exist_ok=True)
+    return read_records(folder / RECORDS_FOLDER)
+
+
+def collection_hash(config: Config) -> str:
+    """Return what every record of a collection agrees on: all settings but names, places and sizes."""
+    return hash_of([config.config_hash, config.to_dict()["collect"]])
+
+
+def missing_jobs(records: Sequence[Record], *, num_searched: int, num_random: int) -> list[TrialJob]:
+    """Return the trials without a record; random ones are spread evenly among the searched ones."""
+    done = {(record["origin"], record["index"]) for record in records}
+    wanted = [((i + 0.5) / num, TrialJob(origin=origin, index=i))
+              for origin, num in (("searched", num_searched), ("random", num_random)) for i in range(num)]  # fmt: skip
+    wanted.sort(key=lambda entry: entry[0])
+    return [job for _, job in wanted if (job.origin, job.index) not in done]
+
+
+class Recorder(tune.Callback):
+    """Write records on the driver as trials send them; use it as a context manager, which starts and ends the queue."""
+
+    def __init__(self, run: Run, records: Sequence[Record], *, total: int, on_record: OnRecord | None) -> None:
+        self._run = run
+        self._keys = {record["key"] for record in records}
+        self._total = total
+        self._on_record = on_record
+        self.queue: Queue | None = None
+
+    def __enter__(self) -> "Recorder":
+        self.queue = Queue(actor_options={"num_cpus": 0})
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        assert self.queue is not None
+        self.drain()
+        self.queue.shutdown()
+
+    def on_trial_result(self, iteration: int, trials: list, trial: Any, result: dict, **info: Any) -> None:
+        """Write what has arrived."""
+        self.drain()
+
+    def drain(self) -> None:
+        """Write every record in the queue."""
+        assert self.queue is not None
+        for record in self.queue.get_nowait_batch(self.queue.qsize()):
+            if record["key"] in self._keys:  # a trial that died after sending was run again
+                continue
+            write_record(self._run.folder / RECORDS_FOLDER, record)
+            self._keys.add(record["key"])
+            self._run.progress("collect", len(self._keys), self._total)
+            if len(self._keys) % _DATASET_EVERY == 0:
+                folder = self._run.folder
+                write_dataset(folder / DATASET_FOLDER, read_records(folder / RECORDS_FOLDER))
+            if self._on_record is not None:
+                self._on_record(record)
+
+
+def _run_trials(run: Run, jobs: list[TrialJob], records: list[Record], recorder: Recorder) -> None:
+    config = run.config
+    inputs, shared = prepare_shared(run, recorder.queue)
+    searcher = CollectionSearcher(
+        jobs, config.collect.vary, sampler=config.collect.sampler, seed=config.seed, recorded=records
+    )
+    part = {"CPU": config.ray.cpus_per_part} | ({"GPU": config.ray.gpus_per_part} if config.ray.gpus_per_part else {})
+    bundles = tune.PlacementGroupFactory([{"CPU": _TRIAL_CPUS}, *[part] * NUM_PARTS], strategy="PACK")
+    with _tune_settings() as storage:
+        results = tune.Tuner(
+            tune.with_resources(tune.with_parameters(CollectionTrial, shared=shared), bundles),
+            tune_config=tune.TuneConfig(search_alg=searcher, num_samples=len(jobs), reuse_actors=True),
+            run_config=tune.RunConfig(
+                name="collect", storage_path=storage, verbose=0, callbacks=[recorder],
+                failure_config=tune.FailureConfig(max_failures=_MAX_FAILURES),
+            ),
+        ).fit()  # fmt: skip
+    for error in results.errors[:3]:
+        _logger.warning("a trial failed: %s", error)
+
+
+@contextlib.contextmanager
+def _tune_settings() -> Iterator[str]:
+    """Give Tune a folder for what it notes about trials; records make a collection go on, so it is removed."""
+    quiet = {
+        "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",  # no result files per trial
+        "TUNE_GLOBAL_CHECKPOINT_S": "600",
+        "TUNE_WARN_EXCESSIVE_EXPERIMENT_CHECKPOINT_SYNC_THRESHOLD_S": "0",
+        "RAY_AIR_NEW_OUTPUT": "0",
+    }
+    before = {name: os.environ.get(name) for name in quiet}
+    os.environ.update(quiet)
+    folder = tempfile.mkdtemp(prefix="nas-tune-")
+    try:
+        yield folder
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+        for name, value in before.items():
+            if value is None:
+                del os.environ[name]
+            else:
+                os.environ[name] = value
+
+
+def prepare_shared(run: Run, queue: Any) -> tuple[SearchInputs, SharedData]:
+    """Make what all trials share: latency table, prior features, shared supernets; needs an initialised Ray."""
+    config = run.config
+    table: LatencyTable = run.latency_table()
+    images = list(run.training_images.values())
+    inputs = prepare_inputs(
+        config, run.prior, images, progress=lambda done, total: run.progress("prior features", done, total)
+    )
+    reference = ray.put(inputs)
+    shared = SharedData(
+        config=config,
+        space=run.space,
+        table=table,
+        inputs=reference,
+        supernets=ray.put(shared_supernets(run, reference)),
+        training_images=images if config.collect.retrain_steps else [],
+        validation_images={
+            name: centre_crop(image, config.collect.proxy_size) for name, image in run.validation_images.items()
+        },
+        op_sources=read_op_files(config.space.op_files),
+        queue=queue,
+    )
+    return inputs, shared
+
+
+def centre_crop(image: np.ndarray, size: int) -> np.ndarray:
+    """Return the central `size` x `size` pixels, or all there are."""
+    top, left = (max(0, (length - size) // 2) for length in image.shape[:2])
+    return np.ascontiguousarray(image[top : top + size, left : left + size])
+
+
+def shared_supernets(run: Run, inputs: "ray.ObjectRef[SearchInputs]") -> list[dict[str, Tensor]]:
+    """Train the shared supernets of the three parts at the same time, or read those that the folder has."""
+    paths = [run.folder / f"supernet{i}.safetensors" for i in range(NUM_PARTS)]
+    queue = Queue(actor_options={"num_cpus": 0})
+    sources = read_op_files(run.config.space.op_files)
+    tasks = {
+        _train_supernet.options(
+            num_cpus=run.config.ray.cpus_per_part, num_gpus=run.config.ray.gpus_per_part
+        ).remote(i, run.config, run.space, inputs, sources, queue): i
+        for i, path in enumerate(paths)
+        if not path.exists()
+    }
+    steps = dict.fromkeys(tasks.values(), 0)
+    pending = list(tasks)
+    while pending:
+        done, pending = ray.wait(pending, timeout=1.0)
+        for part_index, step in queue.get_nowait_batch(queue.qsize()):
+            steps[part_index] = step
+            run.progress("shared supernets", sum(steps.values()), len(tasks) * run.config.collect.shared_steps)
+        for task in done:
+            save_weights(paths[tasks[task]], ray.get(task))
+    queue.shutdown()
+    return [load_weights(path) for path in paths]
+
+
+@ray.remote(max_retries=2)
+def _train_supernet(
+    part_index: int, config: Config, space: SearchSpace, inputs: SearchInputs, op_sources: dict[str, str], queue: Queue
+) -> dict[str, Tensor]:
+    keep_freed_memory()
+    load_op_files(op_sources)
+    torch.set_num_threads(config.search.threads_per_part)
+    settings: CollectConfig = config.collect
+
+    def progress(step: int, l_dp: float) -> None:
+        if step % _PROGRESS_EVERY == 0 or step == settings.shared_steps:
+            queue.put((part_index, step))
+
+    return train_shared_supernet(
+        part_index,
+        space,
+        part_data(config, inputs, part_index),
+        num_steps=settings.shared_steps,
+        batch_size=settings.shared_batch_size,
+        learning_rate=settings.shared_learning_rate,
+        seed=config.seed,
+        device=torch.device(config.device),
+        progress=progress,
+    )

@@ -1,0 +1,264 @@
+"""One trial of a collection: a complete search, or a random architecture, scored to a record.
+
+Run by Ray Tune inside the trial's placement group; its three part searches are actors of that group, kept and used
+again by the next trial. Everything that trials have in common comes once through the object store.
+"""
+
+import datetime
+import json
+import math
+import time
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+import ray
+import torch
+from ray import tune
+from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
+from torch import Tensor
+
+from latency import LatencyTable, keep_freed_memory, predict_latency_ms
+from pipeline.cluster import load_op_files
+from pipeline.config import Config
+from pipeline.data.patches import PatchSource
+from pipeline.evaluate import evaluate_denoiser, mean_score
+from pipeline.part_search import PartSearchResult
+from pipeline.priors import NUM_PARTS
+from pipeline.records import Record, cell_rows
+from pipeline.search import (
+    SearchInputs,
+    SearchResult,
+    cost_models,
+    get_part,
+    join_parts,
+    part_jobs,
+    space_of,
+    start_part_actors,
+)
+from pipeline.shared_supernet import load_supernet
+from pipeline.training import Trainer
+from search_space import (
+    CostModel,
+    DenoisingNetwork,
+    Genotype,
+    PartNetwork,
+    PartSupernet,
+    SearchSpace,
+    build_network,
+    genotype_macs,
+    genotype_num_parameters,
+    genotype_op_specs,
+    inherit_weights,
+    sample_genotype,
+)
+
+RANDOM_SEED_OFFSET = 1_000_000  # random architecture i has seed + this + i, so that no search shares its seed
+
+
+@dataclass(frozen=True, kw_only=True)
+class SharedData:
+    """What all trials of a collection have in common.
+
+    Attributes:
+        config: settings of the collection.
+        space: the whole search space.
+        table: latencies of this device.
+        inputs: reference to `SearchInputs`, which only the part actors need.
+        supernets: reference to the weights of the three shared supernets.
+        training_images: for the short retraining.
+        validation_images: crops that architectures are scored on.
+        op_sources: operator files.
+        queue: where records go.
+    """
+
+    config: Config
+    space: SearchSpace
+    table: LatencyTable
+    inputs: "ray.ObjectRef[SearchInputs]"
+    supernets: "ray.ObjectRef[list[dict[str, Tensor]]]"
+    training_images: list[np.ndarray]
+    validation_images: dict[str, np.ndarray]
+    op_sources: dict[str, str]
+    queue: Any
+
+
+class CollectionTrial(tune.Trainable):
+    """Ray Tune's view of a trial: `step` makes one record, `reset_config` readies it for the next one."""
+
+    def setup(self, config: dict[str, Any], shared: SharedData) -> None:  # type: ignore[override]
+        """Start the part actors in the bundles of this trial's placement group."""
+        keep_freed_memory()
+        load_op_files(shared.op_sources)
+        torch.set_num_threads(1)
+        self.shared = shared
+        self.costs: dict[str, list[CostModel]] = {}
+        group = ray.util.get_current_placement_group()
+        assert group is not None, "a trial runs in a placement group"
+        self.actors = start_part_actors(
+            shared.config,
+            [PlacementGroupSchedulingStrategy(group, placement_group_bundle_index=i + 1) for i in range(NUM_PARTS)],
+        )
+        self.supernets = _load_supernets(shared.space, ray.get(shared.supernets))
+
+    def reset_config(self, new_config: dict[str, Any]) -> bool:
+        """Accept the next trial in the same processes; a search seeds all its random numbers itself."""
+        self.config = new_config
+        return True
+
+    def step(self) -> dict[str, Any]:
+        """Make the architecture, score it and send its record to the driver."""
+        origin, index = self.config["origin"], self.config["index"]
+        start_cpu = self._cpu_seconds()
+        if origin == "random":
+            record, genotype, results = self._draw(index)
+        else:
+            record, genotype, results = self._search(index, self.config["settings"])
+        start = time.perf_counter()
+        space = self.shared.space if results is None else space_of_record(self.shared.space, record)
+        record |= self._score(genotype, results, seed=record["seed"])
+        record["score_seconds"] = round(time.perf_counter() - start, 3)
+        record["cpu_seconds"] = round(self._cpu_seconds() - start_cpu, 3)
+        probabilities = None if results is None else [result.probabilities for result in results]
+        record["cells"] = cell_rows(genotype, space, probabilities, size=record["image_size"])
+        record["finished_at"] = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
+        self.shared.queue.put(record)
+        return {"done": True, "proxy_psnr_db": record["proxy_psnr_db"], "predicted_ms": record["predicted_ms"]}
+
+    def cleanup(self) -> None:
+        """End the part actors."""
+        for actor in self.actors:
+            ray.kill(actor)
+
+    def save_checkpoint(self, checkpoint_dir: str) -> None:
+        """Keep nothing: a trial lasts seconds and is repeated whole."""
+
+    def load_checkpoint(self, checkpoint: Any) -> None:
+        """Do nothing, see `save_checkpoint`."""
+
+    def _search(self, index: int, settings: dict[str, Any]) -> tuple[Record, Genotype, tuple[PartSearchResult, ...]]:
+        shared = self.shared
+        config = trial_config(shared.config, index, settings)
+        space = space_of(config, shared.space.num_channels)
+        start = time.perf_counter()
+        jobs = part_jobs(config, space, self._cost_models(config, space), checkpoint_folder=None)
+        initial = [shared.supernets] if config.collect.warm_start else []
+        runs = [actor.run.remote(job, shared.inputs, *initial) for actor, job in zip(self.actors, jobs, strict=True)]
+        results = tuple(get_part(run, part_index) for part_index, run in enumerate(runs))
+        seconds = time.perf_counter() - start
+        found = SearchResult(genotype=join_parts(space, [result.part for result in results]), parts=results)
+        logs = [ray.get(actor.poll.remote()) for actor in self.actors]
+        entropies = {
+            f"entropy_{name}": sum(result.entropies[name] for result in results) / NUM_PARTS
+            for name in results[0].entropies
+        }
+        entropies = {name: value for name, value in entropies.items() if math.isfinite(value)}  # nothing to choose
+        record = {
+            "key": f"searched-{index:05d}-{config.config_hash}",
+            "origin": "searched",
+            "index": index,
+            "seed": config.seed,
+            "varied": json.dumps(settings),
+            "complexity_weight": config.search.complexity_weight,
+            "cost": config.search.cost,
+            "target_ms": config.search.target_ms,
+            "candidate_ops": list(space.candidate_ops),
+            "weights": "warm" if config.collect.warm_start else "independent",
+            "search_seconds": round(seconds, 3),
+            **{f"l_dp_part{i}": rows[-1][1]["l_dp_weights"] for i, rows in enumerate(logs)},
+            **entropies,
+        }
+        return record, found.genotype, found.parts
+
+    def _draw(self, index: int) -> tuple[Record, Genotype, None]:
+        shared = self.shared
+        seed = shared.config.seed + RANDOM_SEED_OFFSET + index
+        genotype = sample_genotype(shared.space, generator=torch.Generator().manual_seed(seed))
+        record = {
+            "key": f"random-{index:05d}-{shared.config.config_hash}",
+            "origin": "random",
+            "index": index,
+            "seed": seed,
+            "varied": "{}",
+            "candidate_ops": list(shared.space.candidate_ops),
+            "search_seconds": 0.0,
+        }
+        return record, genotype, None
+
+    def _score(self, genotype: Genotype, results: tuple[PartSearchResult, ...] | None, *, seed: int) -> dict[str, Any]:
+        """Return id, costs and PSNR with the shared weights, with the search's own, and after a short retraining."""
+        config, table = self.shared.config, self.shared.table
+        size = config.latency.image_size
+        calls = genotype_op_specs(genotype, height=size, width=size)
+        ms = [predict_latency_ms(table, specs) for specs in calls]
+        macs, parameters = genotype_macs(genotype, height=size, width=size), genotype_num_parameters(genotype)
+        network = build_network(genotype).eval()
+        for part, supernet in zip(network.parts, self.supernets, strict=True):
+            assert isinstance(part, PartNetwork)
+            inherit_weights(part, supernet)
+        scores = {
+            "genotype_id": genotype.genotype_id,
+            "genotype": json.dumps(genotype.to_dict()),
+            "image_size": size,
+            "macs": sum(macs),
+            "num_parameters": sum(parameters),
+            "predicted_ms": sum(ms),
+            **{f"macs_part{i}": value for i, value in enumerate(macs)},
+            **{f"num_parameters_part{i}": value for i, value in enumerate(parameters)},
+            **{f"predicted_ms_part{i}": value for i, value in enumerate(ms)},
+            "proxy_psnr_db": self._psnr_db(network),
+            "retrain_steps": config.collect.retrain_steps,
+        }
+        if results is not None:
+            own = build_network(genotype).eval()
+            for part, result in zip(own.parts, results, strict=True):
+                part.load_state_dict(result.weights)
+            scores["own_psnr_db"] = self._psnr_db(own)
+        if config.collect.retrain_steps > 0:
+            scores["retrained_psnr_db"] = self._psnr_db(self._retrained(network, seed))
+        return scores
+
+    def _psnr_db(self, network: DenoisingNetwork) -> float:
+        network = network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        sigma = self.shared.config.noise.validation_sigma
+        scores = evaluate_denoiser(network, self.shared.validation_images, sigma=sigma, device="cpu")
+        return mean_score(scores).psnr_db
+
+    def _retrained(self, network: DenoisingNetwork, seed: int) -> DenoisingNetwork:
+        config = self.shared.config
+        retrain = replace(config.retrain, num_epochs=1, steps_per_epoch=config.collect.retrain_steps, distill_share=0.0)
+        source = PatchSource(
+            self.shared.training_images, patch_size=retrain.patch_size, noise_model=config.noise.model,
+            sigma_range=config.noise.sigma_range,
+        )  # fmt: skip
+        Trainer(network, source, retrain, prior=None, seed=seed, device=torch.device("cpu")).run_epoch()
+        return network.eval()
+
+    def _cost_models(self, config: Config, space: SearchSpace) -> list[CostModel]:
+        """Return the costs, made once for every kind of cost and set of operators."""
+        key = json.dumps([config.search.cost, space.candidate_ops, config.latency.image_size])
+        if key not in self.costs:
+            self.costs[key] = cost_models(config, space, self.shared.table.__getitem__)
+        return self.costs[key]
+
+    def _cpu_seconds(self) -> float:
+        return time.process_time() + sum(ray.get([actor.cpu_seconds.remote() for actor in self.actors]))
+
+
+def trial_config(config: Config, index: int, settings: dict[str, Any]) -> Config:
+    """Return the settings of the `index`-th searched architecture."""
+    return config.with_settings({**settings, "seed": config.seed + index})
+
+
+def space_of_record(space: SearchSpace, record: Record) -> SearchSpace:
+    """Return the space that a recorded search had, which may lack operators of the collection's `space`."""
+    return replace(space, candidate_ops=tuple(record["candidate_ops"]))
+
+
+def _load_supernets(space: SearchSpace, weights: list[dict[str, Tensor]]) -> list[PartSupernet]:
+    supernets = []
+    for part_index, part_weights in enumerate(weights):
+        supernet = PartSupernet(part_index, space, generator=torch.Generator())
+        load_supernet(supernet, part_weights)
+        supernets.append(supernet.requires_grad_(False))
+    return supernets
