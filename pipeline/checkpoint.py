@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
@@ -87,5 +87,18 @@ def load_weights(path: Path | str) -> dict[str, Tensor]:
         raise FileNotFoundError(f"weights {path} do not exist")
     try:
         return load_file(path)
+    except (SafetensorError, OSError) as error:
+        raise ValueError(f"weights {path} cannot be read: {error}") from error
+
+
+def load_metadata(path: Path | str) -> dict[str, str]:
+    """Load what `save_weights` was given as metadata.
+
+    Raises:
+        ValueError: the file is not safetensors, or damaged.
+    """
+    try:
+        with safe_open(path, framework="pt") as file:
+            return file.metadata() or {}
     except (SafetensorError, OSError) as error:
         raise ValueError(f"weights {path} cannot be read: {error}") from error

@@ -13,7 +13,7 @@ from rich.console import Console
 
 from latency import keep_freed_memory
 from pipeline.config import Config, list_presets, load_config
-from pipeline.report import ProgressReport, price_table, score_table, summary_table
+from pipeline.report import ProgressReport, collection_table, price_table, score_table, summary_table
 
 _EPILOG = """examples:
   denoise-nas run --config quick
@@ -21,6 +21,7 @@ _EPILOG = """examples:
   denoise-nas denoise runs/quick noisy1.png noisy2.png --output cleaned
 """
 # What a user can cause; anything else is our own bug and shows its traceback.
+_RECORDS_PER_BATCH = 10  # of a collection, sent to MLflow together
 _USER_ERRORS = (ValueError, TypeError, KeyError, OSError, RuntimeError, FloatingPointError)
 
 
@@ -132,6 +133,79 @@ def _retrain(options: argparse.Namespace, console: Console) -> None:
         results = run.evaluate(network, None)
     console.print(score_table(f"retrained {genotype.genotype_id}", results["images"]))
     console.print(f"weights: {run.path('model.safetensors')}", soft_wrap=True)
+
+
+def _collect(options: argparse.Namespace, console: Console) -> None:
+    from pipeline import run as stages
+    from pipeline.cluster import ray_session
+    from pipeline.collect import DATASET_FOLDER, collect
+    from pipeline.collection_tracking import CollectionTracking
+    from pipeline.records import Record
+
+    config = _config(options)
+    if options.sampler:
+        config = config.with_settings({"collect.sampler": options.sampler})
+    if options.retrain_steps is not None:
+        config = config.with_settings({"collect.retrain_steps": options.retrain_steps})
+    for name in ("num", "random"):
+        if getattr(options, name) < 0:
+            raise ValueError(f"`--{name}` must be at least 0, got {getattr(options, name)}")
+    waiting: list[Record] = []
+    with ExitStack() as stack:
+        run = stages.open_run(config, progress=stack.enter_context(ProgressReport(console)))
+        stack.enter_context(stages.locked(run.folder))
+        tracking = CollectionTracking(run.folder, _tracking_uri(config), config)
+
+        def on_record(record: Record) -> None:
+            waiting.append(record)
+            if len(waiting) >= _RECORDS_PER_BATCH and send_records(tracking, waiting):
+                waiting.clear()
+
+        stack.enter_context(ray_session(config.ray))
+        records = collect(run, num_searched=options.num, num_random=options.random, on_record=on_record)
+        if send_records(tracking, records):
+            tracking.end(records)
+    console.print(collection_table(records))
+    console.print(
+        f"data set: {run.path(DATASET_FOLDER)}\nmlflow ui --backend-store-uri {_tracking_uri(config)}\n"
+        f"then http://127.0.0.1:5000{tracking.link}", soft_wrap=True,
+    )  # fmt: skip
+
+
+def _track(options: argparse.Namespace, console: Console) -> None:
+    from pipeline.collect import RECORDS_FOLDER
+    from pipeline.collection_tracking import CollectionTracking
+    from pipeline.records import read_records
+    from pipeline.run import locked
+
+    folder = Path(options.collection)
+    records = _recorded(folder, read_records, RECORDS_FOLDER)
+    config = load_config(str(folder / "config.yaml"), list(options.overrides) + [f"output={json.dumps(str(folder))}"])
+    with locked(folder):
+        tracking = CollectionTracking(folder, _tracking_uri(config), config)
+        num_sent = tracking.send(records)
+        tracking.end(records)
+    console.print(f"{num_sent} of {len(records)} records sent to {_tracking_uri(config)}", soft_wrap=True)
+
+
+def send_records(tracking: Any, records: list[dict[str, Any]]) -> bool:
+    """Send records to MLflow; where that fails, say so once per attempt and leave them for `denoise-nas track`."""
+    from pipeline.tracking import TRACKING_ERRORS
+
+    try:
+        tracking.send(records)
+    except TRACKING_ERRORS as error:
+        logging.getLogger(__name__).warning(
+            "MLflow cannot be reached, the records stay on disk (send them with `denoise-nas track`): %s", error
+        )
+        return False
+    return True
+
+
+def _recorded(folder: Path, read_records: Callable[[Path], list[dict[str, Any]]], name: str) -> list[dict[str, Any]]:
+    if not (folder / name).is_dir():
+        raise FileNotFoundError(f"{folder} holds no collection: there is no folder {name!r} in it")
+    return read_records(folder / name)
 
 
 def _evaluate(options: argparse.Namespace, console: Console) -> None:
@@ -248,12 +322,14 @@ def _parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
     presets = ", ".join(list_presets())
 
-    def add(group: Any, name: str, command: Callable, text: str, *, configured: bool = True) -> argparse.ArgumentParser:
+    def add(
+        group: Any, name: str, command: Callable, text: str, *, configured: bool = True, preset: str = "quick"
+    ) -> argparse.ArgumentParser:
         sub = group.add_parser(name, help=text, description=text)
         sub.set_defaults(command=command)
         sub.add_argument("--verbose", action="store_true", help="log more, and show tracebacks")
         if configured:
-            sub.add_argument("--config", default="quick", help=f"preset ({presets}) or YAML file; default quick")
+            sub.add_argument("--config", default=preset, help=f"preset ({presets}) or YAML file; default {preset}")
             sub.add_argument("overrides", nargs="*", metavar="KEY=VALUE", help="setting, such as search.num_epochs=3")
         return sub
 
@@ -277,6 +353,18 @@ def _parser() -> argparse.ArgumentParser:
     retrain = add(commands, "retrain", _retrain, "Retrain the searched architecture, or the one of a genotype file.")
     add_output(retrain)
     retrain.add_argument("--genotype", help="genotype.json to train instead of the run's own search")
+    collect = add(commands, "collect", _collect, "Search many architectures and keep a record of each; resumes.",
+                  preset="collect")  # fmt: skip
+    add_output(collect)
+    collect.add_argument("--num", type=int, default=200, help="searched architectures in total; default 200")
+    collect.add_argument("--random", type=int, default=0, help="random architectures as the control; default 0")
+    collect.add_argument("--sampler", help="Optuna's sampler of the settings: random (default), tpe or nsga2")
+    collect.add_argument("--retrain-steps", type=int, help="steps of a short retraining of each; default 0")
+    track = add(commands, "track", _track, "Send the records of a collection that MLflow lacks.", configured=False)
+    track.add_argument("collection", help="folder of a collection")
+    track.add_argument(
+        "overrides", nargs="*", metavar="KEY=VALUE", help="setting, such as tracking.uri=http://host:5000"
+    )
     for name, command, text in (
         ("evaluate", _evaluate, "Score a found network or a prior on images with added noise."),
         ("denoise", _denoise, "Denoise image files of any size with a found network or a prior."),

@@ -22,7 +22,7 @@ from ray.util.queue import Queue
 from torch import Tensor
 
 from latency import LatencyTable, keep_freed_memory
-from pipeline.checkpoint import load_weights, save_weights, write_atomically
+from pipeline.checkpoint import load_metadata, load_weights, save_weights, write_atomically
 from pipeline.cluster import load_op_files, read_op_files
 from pipeline.config import CollectConfig, Config, hash_of
 from pipeline.priors import NUM_PARTS
@@ -111,7 +111,9 @@ def open_collection(folder: Path, config: Config) -> list[Record]:
 
 def collection_hash(config: Config) -> str:
     """Return what every record of a collection agrees on: all settings but names, places and sizes."""
-    return hash_of([config.config_hash, config.to_dict()["collect"]])
+    settings = config.to_dict()["collect"]
+    del settings["supernets"]  # a place; the key in its files says what they are
+    return hash_of([config.config_hash, settings])
 
 
 def missing_jobs(records: Sequence[Record], *, num_searched: int, num_random: int) -> list[TrialJob]:
@@ -132,6 +134,9 @@ class Recorder(tune.Callback):
         self._total = total
         self._on_record = on_record
         self.queue: Queue | None = None
+
+    def __reduce__(self) -> tuple[type, tuple]:
+        return tune.Callback, ()  # Tune stores its callbacks to restore an experiment, which a collection never does
 
     def __enter__(self) -> "Recorder":
         self.queue = Queue(actor_options={"num_cpus": 0})
@@ -194,6 +199,7 @@ def _tune_settings() -> Iterator[str]:
     }
     before = {name: os.environ.get(name) for name in quiet}
     os.environ.update(quiet)
+    logging.getLogger("ray.tune.analysis.experiment_analysis").setLevel(logging.ERROR)  # misses those result files
     folder = tempfile.mkdtemp(prefix="nas-tune-")
     try:
         yield folder
@@ -238,14 +244,24 @@ def centre_crop(image: np.ndarray, size: int) -> np.ndarray:
 
 
 def shared_supernets(run: Run, inputs: "ray.ObjectRef[SearchInputs]") -> list[dict[str, Tensor]]:
-    """Train the shared supernets of the three parts at the same time, or read those that the folder has."""
-    paths = [run.folder / f"supernet{i}.safetensors" for i in range(NUM_PARTS)]
+    """Train the shared supernets of the three parts at the same time, or read those that are there.
+
+    Raises:
+        ValueError: supernets of other settings.
+    """
+    config = run.config
+    folder = Path(config.collect.supernets) if config.collect.supernets else run.folder
+    paths = [folder / f"supernet{i}.safetensors" for i in range(NUM_PARTS)]
+    key = supernet_key(config)
+    for path in paths:
+        if path.exists() and (found := load_metadata(path).get("supernet_key")) != key:
+            raise ValueError(f"shared supernet {path} was trained with other settings (key {found}, this is {key})")
     queue = Queue(actor_options={"num_cpus": 0})
-    sources = read_op_files(run.config.space.op_files)
+    sources = read_op_files(config.space.op_files)
     tasks = {
-        _train_supernet.options(
-            num_cpus=run.config.ray.cpus_per_part, num_gpus=run.config.ray.gpus_per_part
-        ).remote(i, run.config, run.space, inputs, sources, queue): i
+        _train_supernet.options(num_cpus=config.ray.cpus_per_part, num_gpus=config.ray.gpus_per_part).remote(
+            i, config, run.space, inputs, sources, queue
+        ): i
         for i, path in enumerate(paths)
         if not path.exists()
     }
@@ -255,11 +271,20 @@ def shared_supernets(run: Run, inputs: "ray.ObjectRef[SearchInputs]") -> list[di
         done, pending = ray.wait(pending, timeout=1.0)
         for part_index, step in queue.get_nowait_batch(queue.qsize()):
             steps[part_index] = step
-            run.progress("shared supernets", sum(steps.values()), len(tasks) * run.config.collect.shared_steps)
+            run.progress("shared supernets", sum(steps.values()), len(tasks) * config.collect.shared_steps)
         for task in done:
-            save_weights(paths[tasks[task]], ray.get(task))
+            save_weights(paths[tasks[task]], ray.get(task), metadata={"supernet_key": key})
     queue.shutdown()
     return [load_weights(path) for path in paths]
+
+
+def supernet_key(config: Config) -> str:
+    """Return what shared supernets depend on, as a hash."""
+    settings = config.to_dict()
+    search = {name: settings["search"][name] for name in ("num_patches", "patch_size", "prior_features")}
+    shared = {name: value for name, value in settings["collect"].items() if name.startswith("shared_")}
+    keys = ("seed", "device", "data", "noise", "space", "prior")
+    return hash_of([{name: settings[name] for name in keys}, search, shared])
 
 
 @ray.remote(max_retries=2)

@@ -289,6 +289,8 @@ class CollectConfig:
     """Training steps of each of the three shared supernets, which score every architecture."""
     shared_batch_size: int = 8
     shared_learning_rate: float = 2e-3
+    supernets: str | None = None
+    """Folder of another collection whose shared supernets are used; by default they are trained in this one's."""
     proxy_size: int = 160
     """Height and width of the central crop of every validation image that architectures are scored on."""
     retrain_steps: int = 0

@@ -103,3 +103,26 @@ def score_table(title: str, scores: list[dict[str, Any]]) -> Table:
             f"{score['ssim']:.4f}", f"{score['seconds']:.2f}",
         )  # fmt: skip
     return table
+
+
+def collection_table(records: list[dict[str, Any]]) -> Table:
+    """Show how many architectures there are of each kind, and between which numbers they lie."""
+    groups = {
+        "searched, lambda 0": [r for r in records if r["origin"] == "searched" and not r["complexity_weight"]],
+        "searched, lambda > 0": [r for r in records if r["origin"] == "searched" and r["complexity_weight"]],
+        "random": [r for r in records if r["origin"] == "random"],
+    }
+    table = Table(title=f"{len(records)} architectures", title_justify="left")
+    for column in ("", "recorded", "distinct", "proxy PSNR, dB", "predicted ms", "GMACs"):
+        table.add_column(column, justify="left" if not column else "right")
+    for name, group in groups.items():
+        if not group:
+            continue
+        spans = []
+        for key, scale, digits in (("proxy_psnr_db", 1, 2), ("predicted_ms", 1, 1), ("macs", 1e9, 2)):
+            values = [record[key] / scale for record in group]
+            spans.append(f"{min(values):.{digits}f} .. {median(values):.{digits}f} .. {max(values):.{digits}f}")
+        table.add_row(name, str(len(group)), str(len({record["genotype_id"] for record in group})), *spans)
+    table.caption = "lowest .. median .. highest"
+    table.caption_justify = "left"
+    return table

@@ -5,6 +5,7 @@ take a callable `log(metrics, step)`, which is `Tracker.log_metrics` here and an
 """
 
 import fcntl
+import json
 import logging
 import math
 import os
@@ -34,6 +35,8 @@ MAX_PARAMS_PER_BATCH = 100
 MAX_PARAM_LENGTH = 6000
 MAX_TAG_LENGTH = 8000
 CONNECT_TIMEOUT = 5  # seconds
+
+TRACKING_ERRORS = (MlflowException, OSError)  # what a server that went away, or a full disk, causes
 
 _SQLITE_PREFIX = "sqlite:///"
 _logger = logging.getLogger(__name__)
@@ -104,6 +107,34 @@ class Tracker:
         except MlflowException as error:
             raise ValueError(f"cannot open run {run_name!r} at {tracking_uri}: {error}") from error
         return cls(client, tracking_uri=tracking_uri, experiment_id=experiment_id, run_id=run_id)
+
+    def child(self, run_name: str, *, kind: str, tags: Mapping[str, str], run_id: str | None = None) -> "Tracker":
+        """Create a child run in the same experiment, or go on with one; cheaper than `open`, which asks more."""
+        all_tags = {key: _shorten(value, MAX_TAG_LENGTH) for key, value in {**tags, "kind": kind}.items()}
+        all_tags["mlflow.parentRunId"] = self.run_id
+        if run_id is None:
+            run_id = self._client.create_run(self.experiment_id, run_name=run_name, tags=all_tags).info.run_id
+        return Tracker(self._client, tracking_uri=self.tracking_uri, experiment_id=self.experiment_id, run_id=run_id)
+
+    def children(self, tag: str) -> dict[str, tuple[str, bool]]:
+        """Return run id and whether it is finished of every child run, by its value of `tag`."""
+        found: dict[str, tuple[str, bool]] = {}
+        token = None
+        while True:
+            page = self._client.search_runs(
+                [self.experiment_id], f"tags.mlflow.parentRunId = '{self.run_id}'", max_results=1000, page_token=token
+            )
+            for run in page:
+                if tag in run.data.tags:
+                    found[run.data.tags[tag]] = (run.info.run_id, run.info.status == "FINISHED")
+            token = page.token
+            if not token:
+                return found
+
+    def share_view(self, name: str, state: Mapping[str, Any]) -> None:
+        """Store a view of the experiment's table of runs, which `?viewStateShareKey=NAME` opens in the web page."""
+        key = f"mlflow.sharedViewState.{name}"
+        self._client.set_experiment_tag(self.experiment_id, key, json.dumps(state))
 
     def log_params(self, params: Mapping[str, Any]) -> None:
         """Log settings; nested mappings become dotted names, long values are shortened to MLflow's limit.

@@ -1,0 +1,151 @@
+"""A collection in MLflow: one parent run, and one child run per architecture, made from the records.
+
+Called by the commands `collect` and `track`, from one process. The records on disk are the truth: what MLflow lacks is
+sent, what it has is left alone, so sending again after any interruption is harmless.
+"""
+
+import json
+import logging
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from pipeline.config import Config
+from pipeline.priors import NUM_PARTS
+from pipeline.records import Record
+from pipeline.tracking import Tracker
+from search_space import Genotype
+
+KIND_COLLECTION, KIND_ARCHITECTURE = "collection", "architecture"
+COLUMNS = (
+    "metrics.`proxy_psnr_db`", "metrics.`own_psnr_db`", "metrics.`predicted_ms`", "metrics.`gmacs`",
+    "metrics.`parameters_k`", "params.`origin`", "params.`complexity_weight`", "params.`genotype_id`",
+)  # fmt: skip
+_VIEW = "architectures"
+_logger = logging.getLogger(__name__)
+
+
+class CollectionTracking:
+    """The parent run of a collection and what its children hold already.
+
+    Args:
+        folder: of the collection; remembers the parent run.
+        uri: of the tracking server or database.
+        config: settings of the collection.
+
+    Raises:
+        ConnectionError: the server does not answer.
+        ValueError: the URI or the remembered run cannot be used.
+    """
+
+    def __init__(self, folder: Path, uri: str, config: Config) -> None:
+        remembered = folder / "mlflow_run_id"
+        self.parent = Tracker.open(
+            uri, f"{config.tracking.experiment}-collections", f"collection {folder.name}", kind=KIND_COLLECTION,
+            tags={"preset": config.name}, run_id=remembered.read_text().strip() if remembered.exists() else None,
+        )  # fmt: skip
+        remembered.write_text(self.parent.run_id + "\n")
+        settings = config.to_dict()
+        self.parent.log_params({name: settings[name] for name in ("seed", "device", "space", "search", "collect")})
+        self.parent.share_view(_VIEW, self._view())
+        self._sent = self.parent.children("record")
+
+    @property
+    def link(self) -> str:
+        """The page of all architectures of the collection, best first, without the server's address."""
+        return f"/#/experiments/{self.parent.experiment_id}/runs?viewStateShareKey={_VIEW}"
+
+    def send(self, records: Sequence[Record]) -> int:
+        """Send the records that MLflow lacks; return how many."""
+        num_sent = 0
+        for record in records:
+            run_id, is_finished = self._sent.get(record["key"], (None, False))
+            if not is_finished:
+                self._sent[record["key"]] = (self._send(record, run_id), True)
+                num_sent += 1
+        return num_sent
+
+    def end(self, records: Sequence[Record]) -> None:
+        """Write the collection's totals and end the parent run."""
+        searched = [record for record in records if record["origin"] == "searched"]
+        self.parent.log_metrics(
+            {
+                "num_searched": len(searched),
+                "num_random": len(records) - len(searched),
+                "num_distinct": len({record["genotype_id"] for record in records}),
+            },
+            len(records),
+        )
+        self.parent.end()
+
+    def _send(self, record: Record, run_id: str | None) -> str:
+        child = self.parent.child(
+            run_name(record), kind=KIND_ARCHITECTURE, run_id=run_id,
+            tags={"record": record["key"], "origin": record["origin"]},
+        )  # fmt: skip
+        child.log_params(
+            {
+                "origin": record["origin"],
+                "index": record["index"],
+                "seed": record["seed"],
+                "genotype_id": record["genotype_id"],
+                "complexity_weight": record.get("complexity_weight"),
+                "cost": record.get("cost"),
+                "weights": record.get("weights"),
+                **json.loads(record["varied"]),
+            }
+        )
+        child.log_metrics(record_metrics(record), 0)
+        with tempfile.TemporaryDirectory() as folder:
+            genotype = Genotype.from_dict(json.loads(record["genotype"]))
+            genotype.save(Path(folder) / "genotype.json")
+            _draw(genotype, record, Path(folder) / "genotype.svg")
+            for path in sorted(Path(folder).iterdir()):
+                child.log_artifact(path)
+        child.end()
+        return child.run_id
+
+    def _view(self) -> dict[str, Any]:
+        return {
+            "searchFilter": f"tags.kind = '{KIND_ARCHITECTURE}' and tags.mlflow.parentRunId = '{self.parent.run_id}'",
+            "orderByKey": "metrics.`proxy_psnr_db`",
+            "orderByAsc": False,
+            "selectedColumns": ["attributes.`Created`", *COLUMNS],
+            "viewMaximized": True,
+            "runListHidden": False,
+        }
+
+
+def run_name(record: Record) -> str:
+    """Return what a table of runs shows, such as `searched 17: 27.31 dB, 12.3 ms`."""
+    return f"{record['origin']} {record['index']}: {record['proxy_psnr_db']:.2f} dB, {record['predicted_ms']:.1f} ms"
+
+
+def record_metrics(record: Record) -> dict[str, float]:
+    """Return the numbers of a record under the names that MLflow shows, parts as prefixes."""
+    metrics = {
+        "proxy_psnr_db": record["proxy_psnr_db"],
+        "predicted_ms": record["predicted_ms"],
+        "gmacs": record["macs"] / 1e9,
+        "parameters_k": record["num_parameters"] / 1e3,
+    }
+    for name in ("own_psnr_db", "retrained_psnr_db", "search_seconds", "score_seconds", "cpu_seconds"):
+        if record.get(name) is not None:
+            metrics[name] = record[name]
+    for part in range(NUM_PARTS):
+        metrics[f"part{part}/gmacs"] = record[f"macs_part{part}"] / 1e9
+        metrics[f"part{part}/predicted_ms"] = record[f"predicted_ms_part{part}"]
+        if record.get(f"l_dp_part{part}") is not None:
+            metrics[f"part{part}/l_dp"] = record[f"l_dp_part{part}"]
+    return metrics
+
+
+def _draw(genotype: Genotype, record: Record, path: Path) -> None:
+    from search_space.draw import draw_genotype
+
+    caption = (
+        f"{record['proxy_psnr_db']:.2f} dB with shared weights, {record['num_parameters'] / 1e3:.1f} k parameters, "
+        f"{record['predicted_ms']:.1f} ms predicted at {record['image_size']} x {record['image_size']}"
+    )
+    draw_genotype(genotype, path, caption=caption)

@@ -1,0 +1,192 @@
+"""Collections at tiny scale: every architecture once, whatever happens in between."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pandas as pd
+import pyarrow.parquet as pq
+import pytest
+
+from pipeline.cli import main
+from pipeline.collect import collection_hash, missing_jobs, open_collection, supernet_key
+from pipeline.config import Config, load_config
+from pipeline.records import RECORD_SCHEMA_VERSION, read_records
+from pipeline.sampling import CollectionSearcher, TrialJob
+from search_space import Genotype
+
+SETTINGS = ["ray.cpus_per_part=0.3", "collect.shared_steps=6", "collect.proxy_size=32"]
+VARY = {"search.complexity_weight": [0.0, 0.1], "search.arch_learning_rate": {"low": 0.01, "high": 0.1, "log": True}}
+
+
+def tiny(*overrides: str) -> Config:
+    return load_config("tiny", [*SETTINGS, *overrides])
+
+
+def command(folder: Path, *more: str) -> list[str]:
+    return ["collect", "--config", "tiny", "--output", str(folder), *more, *SETTINGS]
+
+
+@pytest.fixture(scope="module")
+def collection(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return the folder of a collection of four searched and two random architectures."""
+    folder = tmp_path_factory.mktemp("collection") / "tiny"
+    vary = "collect.vary.search.complexity_weight=[0.0, 0.5]"
+    assert main([*command(folder, "--num", "4", "--random", "2"), vary]) == 0
+    return folder
+
+
+@pytest.mark.ray
+@pytest.mark.slow
+class TestCollection:
+    def test_every_architecture_has_a_record_with_costs_and_scores(self, collection: Path) -> None:
+        records = read_records(collection / "records")
+        assert [(r["origin"], r["index"]) for r in records] == [*(("searched", i) for i in range(4)),
+                                                                 *(("random", i) for i in range(2))]  # fmt: skip
+        assert len({r["key"] for r in records}) == 6
+        for record in records:
+            genotype = Genotype.from_dict(json.loads(record["genotype"]))
+            assert genotype.genotype_id == record["genotype_id"]
+            assert 5 < record["proxy_psnr_db"] < 60
+            for name in ("macs", "num_parameters", "predicted_ms"):
+                assert record[name] == pytest.approx(sum(record[f"{name}_part{i}"] for i in range(3)))
+            assert sum(cell["reachable"] for cell in record["cells"]) == sum(len(p.cells) for p in genotype.parts)
+        assert {record["seed"] for record in records} == {0, 1, 2, 3, 1_000_000, 1_000_001}
+        assert {record.get("weights") for record in records[:4]} == {"warm"}
+
+    def test_the_data_set_reads_without_our_code(self, collection: Path) -> None:
+        architectures = pd.read_parquet(collection / "dataset" / "architectures.parquet")
+        cells = pq.read_table(collection / "dataset" / "cells.parquet")
+        assert len(architectures) == 6
+        assert cells.num_rows == 6 * 3 * 4
+        assert cells.schema.metadata[b"schema_version"] == str(RECORD_SCHEMA_VERSION).encode()
+        rows = cells.to_pylist()
+        assert rows[0]["origin"] == "searched" and sum(dict(rows[0]["alpha"]).values()) == pytest.approx(1, abs=1e-4)
+        assert all(row["alpha"] is None for row in rows if row["origin"] == "random")
+
+    def test_nothing_is_done_twice(self, collection: Path, capsys: pytest.CaptureFixture) -> None:
+        before = {path.name: path.stat().st_mtime_ns for path in (collection / "records").iterdir()}
+        vary = "collect.vary.search.complexity_weight=[0.0, 0.5]"
+        assert main([*command(collection, "--num", "4", "--random", "2"), vary]) == 0
+        assert {path.name: path.stat().st_mtime_ns for path in (collection / "records").iterdir()} == before
+        assert "6 architectures" in capsys.readouterr().out
+
+    def test_mlflow_has_one_run_per_architecture_however_often_it_is_sent(self, collection: Path) -> None:
+        from pipeline.tracking import MlflowClient
+
+        assert main(["track", str(collection)]) == 0
+        client = MlflowClient(f"sqlite:///{collection.parent / 'mlflow.db'}")
+        (experiment,) = [e for e in client.search_experiments() if e.name.endswith("collections")]
+        runs = client.search_runs([experiment.experiment_id], "tags.kind = 'architecture'")
+        assert sorted(run.data.tags["record"] for run in runs) == sorted(
+            record["key"] for record in read_records(collection / "records")
+        )
+        parent = (collection / "mlflow_run_id").read_text().strip()
+        assert {run.data.tags["mlflow.parentRunId"] for run in runs} == {parent}
+        assert all(run.info.status == "FINISHED" and "part2/gmacs" in run.data.metrics for run in runs)
+        assert {file.path for file in client.list_artifacts(runs[0].info.run_id)} == {"genotype.json", "genotype.svg"}
+
+    def test_other_settings_are_refused(self, collection: Path, capsys: pytest.CaptureFixture) -> None:
+        assert main([*command(collection, "--num", "4"), "collect.warm_start=false"]) == 2
+        assert "collection of other settings" in capsys.readouterr().err
+
+
+@pytest.mark.ray
+@pytest.mark.slow
+def test_a_killed_collection_goes_on_and_repeats_nothing(tmp_path: Path) -> None:
+    folder = tmp_path / "killed"
+    arguments = [sys.executable, "-m", "pipeline.cli", *command(folder, "--num", "6")]
+    process = subprocess.Popen(arguments, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    records = folder / "records"
+    deadline = time.monotonic() + 120
+    while not (records.is_dir() and list(records.glob("*.json"))):
+        assert process.poll() is None and time.monotonic() < deadline
+        time.sleep(0.05)
+    os.kill(process.pid, signal.SIGKILL)
+    process.wait()
+    first = {path.name: path.read_text() for path in records.glob("*.json")}
+    assert 1 <= len(first)
+    assert main(command(folder, "--num", "6")) == 0
+    after = {path.name: path.read_text() for path in records.glob("*.json")}
+    assert len(after) == 6
+    assert {name: after[name] for name in first} == first
+    assert len({json.loads(text)["index"] for text in after.values()}) == 6
+
+
+def test_random_settings_depend_on_seed_and_index_alone() -> None:
+    def suggestions(indices: list[int], seed: int = 0) -> list[dict]:
+        jobs = [TrialJob(origin="searched", index=i) for i in indices]
+        searcher = CollectionSearcher(jobs, VARY, sampler="random", seed=seed, recorded=[])
+        return [searcher.suggest(f"trial{i}") for i in indices]
+
+    whole = suggestions([0, 1, 2, 3, 4, 5])
+    assert suggestions([3, 5]) == [whole[3], whole[5]]
+    assert suggestions([0, 1, 2], seed=1) != whole[:3]
+    assert len({entry["settings"]["search.arch_learning_rate"] for entry in whole}) == 6
+
+
+@pytest.mark.parametrize("sampler", ["tpe", "nsga2"])
+def test_samplers_learn_from_recorded_trials(sampler: str) -> None:
+    recorded = [
+        {"origin": "searched", "proxy_psnr_db": 20.0 + good, "predicted_ms": 10.0,
+         "varied": json.dumps({"search.complexity_weight": 0.1 * good, "search.arch_learning_rate": 0.02 + 0.001 * i})}
+        for i in range(60) for good in (0, 1)
+    ]  # fmt: skip
+    jobs = [TrialJob(origin="searched", index=i) for i in range(40)]
+    searcher = CollectionSearcher(jobs, VARY, sampler=sampler, seed=0, recorded=recorded)
+    chosen = []
+    for i in range(40):
+        chosen.append(searcher.suggest(f"t{i}")["settings"]["search.complexity_weight"])
+        searcher.on_trial_complete(f"t{i}", {"proxy_psnr_db": 20.0 + 10 * chosen[-1], "predicted_ms": 10.0})
+    assert chosen.count(0.1) > 20  # half of 40 if nothing were learned
+
+
+def test_missing_jobs_spread_the_control_among_the_searches() -> None:
+    jobs = missing_jobs([{"origin": "searched", "index": 1}], num_searched=4, num_random=2)
+    assert [(job.origin, job.index) for job in jobs] == [
+        ("searched", 0), ("random", 0), ("searched", 2), ("random", 1), ("searched", 3),
+    ]  # fmt: skip
+
+
+def test_unusable_settings_are_named(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    assert main(command(tmp_path / "a", "--sampler", "grid")) == 2
+    assert "`collect.sampler` must be one of random, tpe, nsga2, got 'grid'" in capsys.readouterr().err
+    assert main(command(tmp_path / "b", "--num", "-1")) == 2
+    assert "`--num` must be at least 0, got -1" in capsys.readouterr().err
+    with pytest.raises(ValueError, match=r"unknown key `search.complexity`"):
+        open_collection(tmp_path, tiny("collect.vary.search.complexity=[1.0]"))
+    with pytest.raises(ValueError, match=r"`collect.vary.search.temperature` must be a list of choices"):
+        tiny("collect.vary.search.temperature=3")
+
+
+def test_another_schema_version_is_refused(tmp_path: Path) -> None:
+    open_collection(tmp_path, tiny())
+    path = tmp_path / "collection.json"
+    path.write_text(path.read_text().replace('"schema_version": 1', '"schema_version": 7'))
+    with pytest.raises(ValueError, match=r"schema version 7, this program writes 1"):
+        open_collection(tmp_path, tiny())
+    path.write_text("{")
+    with pytest.raises(ValueError, match=r"collection.json is damaged"):
+        open_collection(tmp_path, tiny())
+
+
+def test_damaged_records_are_named(tmp_path: Path) -> None:
+    (tmp_path / "searched-00000-abc.json").write_text('{"schema_version": 1, "key": "other"')
+    with pytest.raises(ValueError, match=r"record .*searched-00000-abc.json cannot be read"):
+        read_records(tmp_path)
+
+
+def test_an_unreachable_tracking_server_is_one_clear_error(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    assert main([*command(tmp_path / "c"), "tracking.uri=http://127.0.0.1:9"]) == 2
+    assert "no MLflow server answers at http://127.0.0.1:9" in capsys.readouterr().err
+
+
+def test_hashes_cover_what_matters() -> None:
+    assert collection_hash(tiny()) == collection_hash(tiny("output=x", "collect.supernets=y", "tracking.experiment=z"))
+    assert collection_hash(tiny()) != collection_hash(tiny("collect.warm_start=false"))
+    assert supernet_key(tiny()) == supernet_key(tiny("collect.warm_start=false", "search.num_epochs=9"))
+    assert supernet_key(tiny()) != supernet_key(tiny("collect.shared_steps=7"))
