@@ -21,7 +21,6 @@ _EPILOG = """examples:
   denoise-nas denoise runs/quick noisy1.png noisy2.png --output cleaned
 """
 # What a user can cause; anything else is our own bug and shows its traceback.
-_RECORDS_PER_BATCH = 10  # of a collection, sent to MLflow together
 _USER_ERRORS = (ValueError, TypeError, KeyError, OSError, RuntimeError, FloatingPointError)
 
 
@@ -55,6 +54,7 @@ def main(arguments: list[str] | None = None) -> int:
 def _run(options: argparse.Namespace, console: Console) -> None:
     from pipeline import run as stages
     from pipeline.cluster import ray_session
+    from pipeline.summary import record_run, write_summary
 
     config = _config(options)
     summary_path = Path(config.output) / "summary.json"
@@ -71,8 +71,8 @@ def _run(options: argparse.Namespace, console: Console) -> None:
             stack.enter_context(ray_session(config.ray))
             summary = stages.replace_log(run, tracker.log_metrics).execute()
             summary["mlflow_run_id"] = tracker.run_id
-            stages.record(run, tracker, summary)
-            stages.write_summary(run.folder, summary)
+            record_run(run, tracker, summary)
+            write_summary(run.folder, summary)
     console.print(summary_table(summary))
     console.print(f"everything is in {run.folder}; see it with: mlflow ui --backend-store-uri {_tracking_uri(config)}",
                   soft_wrap=True)  # fmt: skip
@@ -138,9 +138,8 @@ def _retrain(options: argparse.Namespace, console: Console) -> None:
 def _collect(options: argparse.Namespace, console: Console) -> None:
     from pipeline import run as stages
     from pipeline.cluster import ray_session
-    from pipeline.collect import DATASET_FOLDER, collect
-    from pipeline.collection_tracking import CollectionTracking
-    from pipeline.records import Record
+    from pipeline.collect import DATASET_FOLDER, collect, open_collection
+    from pipeline.collection_tracking import BackgroundSender, CollectionTracking
 
     config = _config(options)
     if options.sampler:
@@ -150,21 +149,15 @@ def _collect(options: argparse.Namespace, console: Console) -> None:
     for name in ("num", "random"):
         if getattr(options, name) < 0:
             raise ValueError(f"`--{name}` must be at least 0, got {getattr(options, name)}")
-    waiting: list[Record] = []
     with ExitStack() as stack:
         run = stages.open_run(config, progress=stack.enter_context(ProgressReport(console)))
         stack.enter_context(stages.locked(run.folder))
+        open_collection(run.folder, config)  # before anything is tracked
         tracking = CollectionTracking(run.folder, _tracking_uri(config), config)
-
-        def on_record(record: Record) -> None:
-            waiting.append(record)
-            if len(waiting) >= _RECORDS_PER_BATCH and send_records(tracking, waiting):
-                waiting.clear()
-
+        sender = stack.enter_context(BackgroundSender(tracking))
         stack.enter_context(ray_session(config.ray))
-        records = collect(run, num_searched=options.num, num_random=options.random, on_record=on_record)
-        if send_records(tracking, records):
-            tracking.end(records)
+        records = collect(run, num_searched=options.num, num_random=options.random, on_record=sender.add)
+        sender.finish(records)
     console.print(collection_table(records))
     console.print(
         f"data set: {run.path(DATASET_FOLDER)}\nmlflow ui --backend-store-uri {_tracking_uri(config)}\n"
@@ -188,18 +181,22 @@ def _track(options: argparse.Namespace, console: Console) -> None:
     console.print(f"{num_sent} of {len(records)} records sent to {_tracking_uri(config)}", soft_wrap=True)
 
 
-def send_records(tracking: Any, records: list[dict[str, Any]]) -> bool:
-    """Send records to MLflow; where that fails, say so once per attempt and leave them for `denoise-nas track`."""
-    from pipeline.tracking import TRACKING_ERRORS
+def _analyze(options: argparse.Namespace, console: Console) -> None:
+    from pipeline.collect import DATASET_FOLDER
+    from pipeline.collection_tracking import track_study
+    from pipeline.study import analyze
 
-    try:
-        tracking.send(records)
-    except TRACKING_ERRORS as error:
-        logging.getLogger(__name__).warning(
-            "MLflow cannot be reached, the records stay on disk (send them with `denoise-nas track`): %s", error
-        )
-        return False
-    return True
+    folder = Path(options.collection)
+    dataset = folder / DATASET_FOLDER if (folder / DATASET_FOLDER).is_dir() else folder
+    output = Path(options.output) if options.output else folder / "study"
+    study = analyze(dataset, output, margin_db=options.margin_db, seed=options.seed)
+    for line in study.summary:
+        console.print(line, soft_wrap=True)
+    if (folder / "mlflow_run_id").exists() and (folder / "config.yaml").exists():
+        config = load_config(str(folder / "config.yaml"), list(options.overrides))
+        config = config.with_settings({"output": str(folder)})
+        track_study(folder, _tracking_uri(config), config, study.files)
+    console.print(f"report: {output / 'report.html'}", soft_wrap=True)
 
 
 def _recorded(folder: Path, read_records: Callable[[Path], list[dict[str, Any]]], name: str) -> list[dict[str, Any]]:
@@ -275,7 +272,7 @@ def _prior_train(options: argparse.Namespace, console: Console) -> None:
 
 def _load_denoiser(options: argparse.Namespace) -> Any:
     from pipeline.cluster import load_op_files, read_op_files
-    from pipeline.run import load_denoiser
+    from pipeline.models import load_denoiser
 
     load_op_files(read_op_files(tuple(options.op_file)))
     return load_denoiser(options.model).to(options.device)
@@ -363,6 +360,16 @@ def _parser() -> argparse.ArgumentParser:
     track = add(commands, "track", _track, "Send the records of a collection that MLflow lacks.", configured=False)
     track.add_argument("collection", help="folder of a collection")
     track.add_argument(
+        "overrides", nargs="*", metavar="KEY=VALUE", help="setting, such as tracking.uri=http://host:5000"
+    )
+    analyze = add(commands, "analyze", _analyze, "Study what the architectures of a collection prefer.",
+                  configured=False)  # fmt: skip
+    analyze.add_argument("collection", help="folder of a collection, or of its Parquet files")
+    analyze.add_argument("--output", help="folder for report, figures and tables; default COLLECTION/study")
+    analyze.add_argument("--margin-db", type=float, default=0.5,
+                         help="keep architectures within this of the best quarter; default 0.5")  # fmt: skip
+    analyze.add_argument("--seed", type=int, default=0, help="of the bootstrap; default 0")
+    analyze.add_argument(
         "overrides", nargs="*", metavar="KEY=VALUE", help="setting, such as tracking.uri=http://host:5000"
     )
     for name, command, text in (

@@ -8,13 +8,14 @@ import json
 import logging
 import tempfile
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 from pipeline.config import Config
 from pipeline.priors import NUM_PARTS
 from pipeline.records import Record
-from pipeline.tracking import Tracker
+from pipeline.tracking import TRACKING_ERRORS, Tracker
 from search_space import Genotype
 
 KIND_COLLECTION, KIND_ARCHITECTURE = "collection", "architecture"
@@ -22,7 +23,7 @@ COLUMNS = (
     "metrics.`proxy_psnr_db`", "metrics.`own_psnr_db`", "metrics.`predicted_ms`", "metrics.`gmacs`",
     "metrics.`parameters_k`", "params.`origin`", "params.`complexity_weight`", "params.`genotype_id`",
 )  # fmt: skip
-_VIEW = "architectures"
+_RECORDS_PER_BATCH = 10
 _logger = logging.getLogger(__name__)
 
 
@@ -48,13 +49,13 @@ class CollectionTracking:
         remembered.write_text(self.parent.run_id + "\n")
         settings = config.to_dict()
         self.parent.log_params({name: settings[name] for name in ("seed", "device", "space", "search", "collect")})
-        self.parent.share_view(_VIEW, self._view())
+        self.parent.share_view(self.parent.run_id, self._view())
         self._sent = self.parent.children("record")
 
     @property
     def link(self) -> str:
         """The page of all architectures of the collection, best first, without the server's address."""
-        return f"/#/experiments/{self.parent.experiment_id}/runs?viewStateShareKey={_VIEW}"
+        return f"/#/experiments/{self.parent.experiment_id}/runs?viewStateShareKey={self.parent.run_id}"
 
     def send(self, records: Sequence[Record]) -> int:
         """Send the records that MLflow lacks; return how many."""
@@ -84,18 +85,9 @@ class CollectionTracking:
             run_name(record), kind=KIND_ARCHITECTURE, run_id=run_id,
             tags={"record": record["key"], "origin": record["origin"]},
         )  # fmt: skip
-        child.log_params(
-            {
-                "origin": record["origin"],
-                "index": record["index"],
-                "seed": record["seed"],
-                "genotype_id": record["genotype_id"],
-                "complexity_weight": record.get("complexity_weight"),
-                "cost": record.get("cost"),
-                "weights": record.get("weights"),
-                **json.loads(record["varied"]),
-            }
-        )
+        names = ("origin", "index", "seed", "genotype_id", "complexity_weight", "cost", "weights")
+        params = {name: record[name] for name in names if record.get(name) is not None}
+        child.log_params(params | {name: _short(value) for name, value in json.loads(record["varied"]).items()})
         child.log_metrics(record_metrics(record), 0)
         with tempfile.TemporaryDirectory() as folder:
             genotype = Genotype.from_dict(json.loads(record["genotype"]))
@@ -117,9 +109,58 @@ class CollectionTracking:
         }
 
 
+class BackgroundSender:
+    """Send records in batches from one thread, so that trials never wait for MLflow; use it as a context manager.
+
+    Where MLflow cannot be reached, one warning says so; the records are on disk, and later batches try again.
+    """
+
+    def __init__(self, tracking: CollectionTracking) -> None:
+        self._tracking = tracking
+        self._waiting: list[Record] = []
+        self._executor = ThreadPoolExecutor(max_workers=1)
+        self._has_warned = False
+
+    def __enter__(self) -> "BackgroundSender":
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._executor.shutdown(cancel_futures=True)
+
+    def add(self, record: Record) -> None:
+        """Send `record` with the next batch."""
+        self._waiting.append(record)
+        if len(self._waiting) >= _RECORDS_PER_BATCH:
+            self._executor.submit(self._send, self._waiting)
+            self._waiting = []
+
+    def finish(self, records: Sequence[Record]) -> None:
+        """Send whatever of `records` is missing, and end the parent run."""
+        self._executor.submit(self._send, records, end=True).result()
+
+    def _send(self, records: Sequence[Record], *, end: bool = False) -> None:
+        try:
+            self._tracking.send(records)
+            if end:
+                self._tracking.end(records)
+        except TRACKING_ERRORS as error:
+            if not self._has_warned:
+                _logger.warning("MLflow fails; records stay on disk for `denoise-nas track`: %s", error)
+            self._has_warned = True
+
+
+def track_study(folder: Path, uri: str, config: Config, files: Sequence[Path]) -> None:
+    """Attach the files of a study to the collection's run."""
+    tracking = CollectionTracking(folder, uri, config)
+    for path in files:
+        tracking.parent.log_artifact(path, "study" if path.suffix == ".html" else f"study/{path.parent.name}")
+    tracking.parent.end()
+
+
 def run_name(record: Record) -> str:
-    """Return what a table of runs shows, such as `searched 17: 27.31 dB, 12.3 ms`."""
-    return f"{record['origin']} {record['index']}: {record['proxy_psnr_db']:.2f} dB, {record['predicted_ms']:.1f} ms"
+    """Return what a table of runs shows, short enough for its column: `s017 27.31 dB 12.3 ms`, r for random ones."""
+    letter = record["origin"][0]
+    return f"{letter}{record['index']:03d} {record['proxy_psnr_db']:.2f} dB {record['predicted_ms']:.1f} ms"
 
 
 def record_metrics(record: Record) -> dict[str, float]:
@@ -138,7 +179,11 @@ def record_metrics(record: Record) -> dict[str, float]:
         metrics[f"part{part}/predicted_ms"] = record[f"predicted_ms_part{part}"]
         if record.get(f"l_dp_part{part}") is not None:
             metrics[f"part{part}/l_dp"] = record[f"l_dp_part{part}"]
-    return metrics
+    return {name: round(value, 4) for name, value in metrics.items()}
+
+
+def _short(value: Any) -> Any:
+    return f"{value:.4g}" if isinstance(value, float) else value
 
 
 def _draw(genotype: Genotype, record: Record, path: Path) -> None:

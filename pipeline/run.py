@@ -6,19 +6,18 @@ was when the same command is given again.
 
 import fcntl
 import json
-import logging
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import torch
 
 from latency import DeviceInfo, LatencyTable, TimingRule, build_table, measure_network_ms, predict_latency_ms
-from pipeline.checkpoint import load_checkpoint, load_weights, save_checkpoint, save_weights, write_atomically
+from pipeline.checkpoint import load_checkpoint, save_checkpoint, save_weights
 from pipeline.cluster import load_op_files, read_op_files
 from pipeline.config import PHOTOGRAPHS, Config
 from pipeline.data.images import TRAINING_PHOTOGRAPHS, VALIDATION_PHOTOGRAPHS, load_folder, load_pairs, photographs
@@ -39,14 +38,6 @@ from search_space import (
     space_op_specs,
 )
 
-if TYPE_CHECKING:
-    from pipeline.tracking import Tracker  # mlflow is imported by commands that record
-
-ARTIFACTS = (
-    "config.yaml", "genotype.json", "genotype.svg", "comparison.png", "latency.parquet", "model.safetensors",
-)  # fmt: skip
-
-_logger = logging.getLogger(__name__)
 Progress = Callable[[str, int, int], None]
 MetricLog = Callable[[dict[str, float], int], None]
 
@@ -353,29 +344,6 @@ def locked(folder: Path) -> Iterator[None]:
         yield
 
 
-def load_denoiser(path: Path | str) -> torch.nn.Module:
-    """Load a found network (a run's folder, or its `model.safetensors`) or a prior (name or checkpoint file).
-
-    Raises:
-        FileNotFoundError: nothing there.
-        ValueError: the weights do not belong to the genotype beside them.
-    """
-    folder = Path(path)
-    weights = folder / "model.safetensors" if folder.is_dir() else folder
-    genotype_path = weights.parent / "genotype.json"
-    if weights.name != "model.safetensors" or not genotype_path.exists():
-        if folder.is_dir():
-            raise FileNotFoundError(f"{folder} holds no `model.safetensors` with a `genotype.json` beside it")
-        return load_prior(path)
-    genotype = Genotype.load(genotype_path)
-    network = build_network(genotype)
-    try:
-        network.load_state_dict(load_weights(weights))
-    except RuntimeError as error:
-        raise ValueError(f"weights {weights} do not belong to genotype {genotype.genotype_id}: {error}") from None
-    return network.to(memory_format=torch.channels_last).eval()  # type: ignore[call-overload]
-
-
 def derive_again(run: Run, *, threshold: float) -> Genotype:
     """Derive from the probabilities of the run's finished search at another threshold.
 
@@ -400,48 +368,6 @@ def derive_again(run: Run, *, threshold: float) -> Genotype:
 def replace_log(run: Run, log: MetricLog) -> Run:
     """Return the run with another receiver of metrics."""
     return replace(run, log=log)
-
-
-def record(run: Run, tracker: "Tracker", summary: dict[str, Any]) -> None:
-    """Send the final numbers and files of a run to its tracker."""
-    metrics = {
-        "psnr_db": summary["psnr_db"]["denoised"],
-        "psnr_db_prior": summary["psnr_db"]["prior"],
-        "psnr_db_noisy": summary["psnr_db"]["noisy"],
-        "ssim": summary["ssim"]["denoised"],
-        "parameters_k": summary["num_parameters"] / 1e3,
-        "gmacs": summary["macs"] / 1e9,
-        "measured_latency_ms": summary["measured_latency_ms"],
-        "seconds_total": summary["seconds"]["total"],
-    }
-    if summary["predicted_latency_ms"] is not None:
-        metrics["predicted_latency_ms"] = summary["predicted_latency_ms"]
-    tracker.log_metrics(metrics, run.config.retrain.num_epochs)
-    tracker.set_description(_description(summary))
-    tracker.rename(f"{summary['genotype_id']} {metrics['psnr_db']:.2f} dB {metrics['measured_latency_ms']:.1f} ms")
-    for name in ARTIFACTS:
-        if run.path(name).exists():
-            tracker.log_artifact(run.path(name))
-
-
-def _description(summary: dict[str, Any]) -> str:
-    psnr = summary["psnr_db"]
-    return (
-        f"## Denoiser {summary['genotype_id']}: {psnr['denoised']:.2f} dB at "
-        f"{summary['measured_latency_ms']:.1f} ms\n\n"
-        "Pictures among the artifacts: `genotype.svg` (the architecture), `comparison.png` (noisy, prior, denoised, "
-        "clean).\n\n"
-        "| | noisy | prior | found network |\n|---|---|---|---|\n"
-        f"| PSNR, dB | {psnr['noisy']:.2f} | {psnr['prior']:.2f} | {psnr['denoised']:.2f} |\n"
-        f"| parameters, k | | {summary['prior_num_parameters'] / 1e3:.1f} | {summary['num_parameters'] / 1e3:.1f} |\n"
-        f"| ms at {summary['latency_image_size']} px | | {summary['prior_latency_ms']:.1f} | "
-        f"{summary['measured_latency_ms']:.1f} |\n"
-    )
-
-
-def write_summary(folder: Path, summary: dict[str, Any]) -> None:
-    """Write `summary.json`; what is not finite becomes null."""
-    write_atomically(folder / "summary.json", json.dumps(summary, indent=2, allow_nan=False) + "\n")
 
 
 def _claim_folder(folder: Path, config: Config) -> None:

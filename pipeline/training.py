@@ -77,8 +77,10 @@ class Trainer:
 
         Raises:
             FloatingPointError: no step of the epoch had a finite loss.
+            RuntimeError: the training is finished already.
         """
         start, total, steps = time.perf_counter(), 0.0, 0
+        skipped_before = self.num_skipped
         for _ in range(self.config.steps_per_epoch):
             if self.progress >= 1:
                 break
@@ -86,6 +88,8 @@ class Trainer:
             if math.isfinite(loss):
                 total += loss
                 steps += 1
+        if steps == 0 and self.num_skipped == skipped_before:
+            raise RuntimeError("the training is finished: there is no time and no step left")
         if steps == 0:
             raise FloatingPointError("no step of the epoch had a finite loss; lower `retrain.learning_rate`")
         return {

@@ -152,7 +152,7 @@ class Genotype:
             ValueError: a key is missing or unknown, a value has the wrong type or is impossible.
         """
         _check_keys("genotype", data, set(cls.__annotations__) | {"schema_version", "genotype_id"}, {"genotype_id"})
-        if data["schema_version"] != SCHEMA_VERSION:
+        if type(data["schema_version"]) is not int or data["schema_version"] != SCHEMA_VERSION:
             raise ValueError(f"`schema_version` must be {SCHEMA_VERSION}, got {data['schema_version']!r}")
         parts = data["parts"]
         if not isinstance(parts, list) or not all(isinstance(cells, list) for cells in parts):

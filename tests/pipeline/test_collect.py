@@ -1,19 +1,27 @@
 """Collections at tiny scale: every architecture once, whatever happens in between."""
 
+import contextlib
+import errno
 import json
 import os
+import shutil
 import signal
+import socket
 import subprocess
 import sys
 import time
+import urllib.request
+from collections.abc import Iterator
 from pathlib import Path
 
 import pandas as pd
 import pyarrow.parquet as pq
 import pytest
 
+import pipeline.collect
 from pipeline.cli import main
 from pipeline.collect import collection_hash, missing_jobs, open_collection, supernet_key
+from pipeline.collection_tracking import run_name
 from pipeline.config import Config, load_config
 from pipeline.records import RECORD_SCHEMA_VERSION, read_records
 from pipeline.sampling import CollectionSearcher, TrialJob
@@ -38,6 +46,37 @@ def collection(tmp_path_factory: pytest.TempPathFactory) -> Path:
     vary = "collect.vary.search.complexity_weight=[0.0, 0.5]"
     assert main([*command(folder, "--num", "4", "--random", "2"), vary]) == 0
     return folder
+
+
+@contextlib.contextmanager
+def mlflow_server(database: Path) -> Iterator[str]:
+    """Serve a database as a user would look at it; yield the address."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    command = [sys.executable, "-m", "mlflow", "server", "--backend-store-uri", f"sqlite:///{database}"]
+    environment = os.environ | {"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false", "MLFLOW_DISABLE_TELEMETRY": "true"}
+    server = subprocess.Popen(
+        [*command, "--host", "127.0.0.1", "--port", str(port), "--workers", "1"],
+        env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True,
+    )  # fmt: skip
+    try:
+        deadline = time.monotonic() + 90
+        while time.monotonic() < deadline:
+            with contextlib.suppress(OSError), urllib.request.urlopen(f"http://127.0.0.1:{port}/health", timeout=2):
+                break
+            time.sleep(0.3)
+        yield f"http://127.0.0.1:{port}"
+    finally:
+        os.killpg(server.pid, signal.SIGTERM)
+        server.wait()
+
+
+def browser_page(url: str, folder: Path) -> str:
+    """Return the page as Chromium has drawn it, a few seconds of script time later."""
+    command = ["chromium", "--headless=new", "--no-sandbox", "--disable-gpu", f"--user-data-dir={folder}/profile",
+               "--window-size=1900,1000", "--virtual-time-budget=25000", "--dump-dom", url]  # fmt: skip
+    return subprocess.run(command, capture_output=True, text=True, timeout=180, check=True).stdout
 
 
 @pytest.mark.ray
@@ -90,6 +129,17 @@ class TestCollection:
         assert all(run.info.status == "FINISHED" and "part2/gmacs" in run.data.metrics for run in runs)
         assert {file.path for file in client.list_artifacts(runs[0].info.run_id)} == {"genotype.json", "genotype.svg"}
 
+    @pytest.mark.skipif(shutil.which("chromium") is None, reason="chromium is not installed")
+    def test_the_link_opens_all_architectures_best_first(self, collection: Path, tmp_path: Path) -> None:
+        run_id = (collection / "mlflow_run_id").read_text().strip()
+        with mlflow_server(collection.parent / "mlflow.db") as address:
+            page = browser_page(f"{address}/#/experiments/1/runs?viewStateShareKey={run_id}", tmp_path)
+        records = sorted(read_records(collection / "records"), key=lambda record: -record["proxy_psnr_db"])
+        positions = [page.find(run_name(record)) for record in records]
+        assert -1 not in positions and positions == sorted(positions)
+        for column in ("proxy_psnr_db", "own_psnr_db", "predicted_ms", "genotype_id"):
+            assert column in page
+
     def test_other_settings_are_refused(self, collection: Path, capsys: pytest.CaptureFixture) -> None:
         assert main([*command(collection, "--num", "4"), "collect.warm_start=false"]) == 2
         assert "collection of other settings" in capsys.readouterr().err
@@ -115,6 +165,35 @@ def test_a_killed_collection_goes_on_and_repeats_nothing(tmp_path: Path) -> None
     assert len(after) == 6
     assert {name: after[name] for name in first} == first
     assert len({json.loads(text)["index"] for text in after.values()}) == 6
+
+
+@pytest.mark.ray
+@pytest.mark.slow
+def test_a_full_disk_ends_with_one_error_and_loses_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    folder = tmp_path / "full"
+    write, written = pipeline.collect.write_record, []
+
+    def write_until_full(target: Path, record: dict) -> Path:
+        if len(written) == 2:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        written.append(record["key"])
+        return write(target, record)
+
+    monkeypatch.setattr(pipeline.collect, "write_record", write_until_full)
+    assert main(command(folder, "--random", "5", "--num", "0")) == 2
+    assert "No space left on device" in capsys.readouterr().err
+    assert sorted(record["key"] for record in read_records(folder / "records")) == sorted(written)
+    monkeypatch.undo()
+    assert main(command(folder, "--random", "5", "--num", "0")) == 0
+    assert len(read_records(folder / "records")) == 5
+
+
+def test_a_folder_that_cannot_be_written_is_one_error(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    (tmp_path / "file").write_text("")
+    assert main(command(tmp_path / "file" / "collection")) == 2
+    assert str(tmp_path / "file") in capsys.readouterr().err
 
 
 def test_random_settings_depend_on_seed_and_index_alone() -> None:

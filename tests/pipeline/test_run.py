@@ -29,7 +29,9 @@ from pipeline.cli import main
 from pipeline.cluster import ray_session
 from pipeline.config import RayConfig, load_config
 from pipeline.data.images import read_image, write_image
-from pipeline.run import ARTIFACTS, Run, load_denoiser
+from pipeline.models import load_denoiser
+from pipeline.run import Run
+from pipeline.summary import ARTIFACTS
 from search_space import Genotype, build_network
 
 pytestmark = [pytest.mark.slow, pytest.mark.ray]

@@ -1,0 +1,35 @@
+"""Load a denoiser of any kind by one name or path.
+
+Called by the commands `evaluate` and `denoise`.
+"""
+
+from pathlib import Path
+
+import torch
+
+from pipeline.checkpoint import load_weights
+from pipeline.priors import load_prior
+from search_space import Genotype, build_network
+
+
+def load_denoiser(path: Path | str) -> torch.nn.Module:
+    """Load a found network (a run's folder, or its `model.safetensors`) or a prior (name or checkpoint file).
+
+    Raises:
+        FileNotFoundError: nothing there.
+        ValueError: the weights do not belong to the genotype beside them.
+    """
+    folder = Path(path)
+    weights = folder / "model.safetensors" if folder.is_dir() else folder
+    genotype_path = weights.parent / "genotype.json"
+    if weights.name != "model.safetensors" or not genotype_path.exists():
+        if folder.is_dir():
+            raise FileNotFoundError(f"{folder} holds no `model.safetensors` with a `genotype.json` beside it")
+        return load_prior(path)
+    genotype = Genotype.load(genotype_path)
+    network = build_network(genotype)
+    try:
+        network.load_state_dict(load_weights(weights))
+    except RuntimeError as error:
+        raise ValueError(f"weights {weights} do not belong to genotype {genotype.genotype_id}: {error}") from None
+    return network.to(memory_format=torch.channels_last).eval()  # type: ignore[call-overload]
