@@ -13,7 +13,7 @@ from rich.console import Console
 
 from latency import keep_freed_memory
 from pipeline.config import Config, list_presets, load_config
-from pipeline.report import ProgressReport, collection_table, price_table, score_table, summary_table
+from pipeline.report import ProgressReport, collection_table, price_table, score_table, study_table, summary_table
 
 _EPILOG = """examples:
   denoise-nas run --config quick
@@ -190,8 +190,9 @@ def _analyze(options: argparse.Namespace, console: Console) -> None:
     dataset = folder / DATASET_FOLDER if (folder / DATASET_FOLDER).is_dir() else folder
     output = Path(options.output) if options.output else folder / "study"
     study = analyze(dataset, output, margin_db=options.margin_db, seed=options.seed)
-    for line in study.summary:
-        console.print(line, soft_wrap=True)
+    console.print(study_table(study.summary))
+    for answer in study.answers:
+        console.print(f"guideline {answer.number}, {answer.verdict}: {answer.explanation}", soft_wrap=True)
     if (folder / "mlflow_run_id").exists() and (folder / "config.yaml").exists():
         config = load_config(str(folder / "config.yaml"), list(options.overrides))
         config = config.with_settings({"output": str(folder)})

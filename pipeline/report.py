@@ -126,3 +126,13 @@ def collection_table(records: list[dict[str, Any]]) -> Table:
     table.caption = "lowest .. median .. highest"
     table.caption_justify = "left"
     return table
+
+
+def study_table(summary: Any) -> Table:
+    """Show the headline numbers of a study, a pandas DataFrame of texts."""
+    table = Table(title="preferences", title_justify="left")
+    for index, column in enumerate(summary.columns):
+        table.add_column(str(column), justify="right" if index else "left")
+    for row in summary.itertuples(index=False, name=None):
+        table.add_row(*(str(value) for value in row))
+    return table

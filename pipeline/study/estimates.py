@@ -61,7 +61,7 @@ class Counts:
     @property
     def labels(self) -> list[Label]:
         """The columns, in order."""
-        return self.numerator.columns.tolist()
+        return [*pd.MultiIndex(self.numerator.columns)]
 
     def of(self, keys: pd.Index) -> "Counts":
         """Return the rows of `keys`."""

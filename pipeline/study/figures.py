@@ -126,7 +126,7 @@ def _dot_figure(table: pd.DataFrame, panel: str | None, line: str, label: str, e
     for axes, value in zip(row, panels, strict=True):
         own = table[table[panel] == value] if panel else table
         if panel:
-            axes.set_title(f"{panel} {value}" if panel == "part" else _operator_title(value))
+            axes.set_title(f"{panel} {value}" if panel == "part" else _operator_title(str(value)))
         _draw_dots(axes, own, line, lines, groups)
         if equal is not None:
             axes.axvline(equal, color=_INK, linewidth=0.9, linestyle=(0, (1, 2)), zorder=1)
@@ -153,7 +153,7 @@ def _draw_dots(axes: Axes, table: pd.DataFrame, line: str, lines: Sequence[Any],
     for index in range(0, len(lines), 2):
         axes.axhspan(index - 0.5, index + 0.5, color=_BAND, zorder=0)
     for place, group in enumerate(groups):
-        own = table[table["group"] == group].set_index(line).reindex(lines)
+        own = table[table["group"] == group].set_index(line).reindex(list(lines))
         offset = ((place + 0.5) / len(groups) - 0.5) * _SPREAD
         height = np.arange(len(lines)) + offset
         axes.hlines(height, own["low"], own["high"], color=_COLOURS[group], linewidth=1.6, zorder=2)
@@ -198,10 +198,10 @@ def _pareto_figure(architectures: pd.DataFrame) -> StudyFigure:
     known = architectures.dropna(subset=["predicted_ms", "proxy_psnr_db"])
     groups = _present(known)
     for group in reversed(groups):
-        for is_selected, look in ((False, {"alpha": 0.25}), (True, {"alpha": 0.85})):
+        for is_selected, opacity in ((False, 0.25), (True, 0.85)):
             own = known[(known["group"] == group) & (known["is_selected"] == is_selected)]
             axes.plot(own["predicted_ms"], own["proxy_psnr_db"], _MARKERS[group], color=_COLOURS[group], markersize=4.5,
-                      markeredgewidth=0, **look)  # fmt: skip
+                      markeredgewidth=0, alpha=opacity)  # fmt: skip
     front = known[known["is_non_dominated"]].sort_values("predicted_ms")
     axes.plot(front["predicted_ms"], front["proxy_psnr_db"], color=_INK, linewidth=0.9, drawstyle="steps-post",
               marker="o", markersize=8, markerfacecolor="none", markeredgewidth=1.1)  # fmt: skip

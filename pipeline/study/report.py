@@ -138,6 +138,4 @@ def _text(value: Any) -> str:
         return _NO_VALUE
     if isinstance(value, float | np.floating):
         return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.4g}"
-    if isinstance(value, int | np.integer):
-        return f"{value:,}"
-    return str(value)
+    return f"{value:,}" if isinstance(value, int | np.integer) else str(value)
