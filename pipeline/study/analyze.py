@@ -73,7 +73,7 @@ def analyze(
     figures = draw_figures(tables, collection)
     saved = [figure.save(output / "figures") for figure in figures]
     report = render_report(
-        tables, [(figure, paths[-1]) for figure, paths in zip(figures, saved, strict=True)], answers,
+        tables, [(figure, svg) for figure, (svg, _) in zip(figures, saved, strict=True)], answers,
         collection=collection, summary=summary, num_resamples=num_resamples, source=folder.resolve().name,
     )  # fmt: skip
     path = output / REPORT_FILE

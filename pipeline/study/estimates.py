@@ -61,7 +61,8 @@ class Counts:
     @property
     def labels(self) -> list[Label]:
         """The columns, in order."""
-        return [*pd.MultiIndex(self.numerator.columns)]
+        columns: Any = self.numerator.columns
+        return list(columns)
 
     def of(self, keys: pd.Index) -> "Counts":
         """Return the rows of `keys`."""

@@ -39,7 +39,6 @@ _RC: dict[Any, Any] = {
     "ytick.color": _INK,
     "svg.hashsalt": "pipeline.study",  # equal ids inside the file in every run
 }
-_METADATA: dict[str, dict[str, Any]] = {".svg": {"Date": None, "Creator": None}, ".png": {"Software": None}}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -58,13 +57,13 @@ class StudyFigure:
     caption: str
     figure: Figure
 
-    def save(self, folder: Path) -> list[Path]:
-        """Write `NAME.png` and `NAME.svg`; equal tables give equal files."""
-        paths = [folder / f"{self.name}{suffix}" for suffix in _METADATA]
+    def save(self, folder: Path) -> tuple[Path, Path]:
+        """Write `NAME.svg` and `NAME.png`; equal tables give equal files."""
+        svg, png = (folder / f"{self.name}{suffix}" for suffix in (".svg", ".png"))
         with matplotlib.rc_context(_RC):
-            for path in paths:
-                self.figure.savefig(path, dpi=130, metadata=_METADATA[path.suffix])
-        return paths
+            self.figure.savefig(svg, metadata={"Date": None, "Creator": None})
+            self.figure.savefig(png, dpi=130, metadata={"Software": None})
+        return svg, png
 
 
 _INTERVAL = "Bars are 95 % bootstrap intervals over architectures."

@@ -59,7 +59,7 @@ class Answer:
         guideline: what the paper advises.
         hypothesis: what is tested.
         verdict: supported, contradicted or not decided.
-        explanation: the verdict in words, with its numbers.
+        explanation: one sentence per claim with its numbers, or why there is no answer.
     """
 
     number: int
@@ -67,7 +67,7 @@ class Answer:
     guideline: str
     hypothesis: str
     verdict: str
-    explanation: str
+    explanation: tuple[str, ...]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -116,28 +116,21 @@ def answer_guidelines(claims: pd.DataFrame) -> tuple[Answer, ...]:
     return tuple(answers)
 
 
-def _verdict(claims: pd.DataFrame) -> tuple[str, str]:
+def _verdict(claims: pd.DataFrame) -> tuple[str, tuple[str, ...]]:
     reasons = list(dict.fromkeys(reason for reason in claims["reason"] if reason))
     if reasons:
-        return NOT_DECIDED, f"It cannot be examined: {'; '.join(reasons)}."
-    found = {kind: claims[claims["verdict"] == kind] for kind in (SUPPORTED, CONTRADICTED, NOT_DECIDED)}
-    if len(found[CONTRADICTED]):
-        verdict = CONTRADICTED
-    else:
-        verdict = NOT_DECIDED if len(found[NOT_DECIDED]) else SUPPORTED
-    sentences = []
-    for kind, rows in found.items():
-        listed = "; ".join(_sentence(row) for _, row in rows.iterrows())
-        if listed:
-            sentences.append(f"{kind.capitalize()} ({len(rows)} of {len(claims)} claims): {listed}.")
-    return verdict, " ".join(sentences)
+        return NOT_DECIDED, tuple(f"It cannot be examined: {reason}." for reason in reasons)
+    found = set(claims["verdict"])
+    verdict = next(kind for kind in (CONTRADICTED, NOT_DECIDED, SUPPORTED) if kind in found)
+    return verdict, tuple(_sentence(claim) for _, claim in claims.iterrows())
 
 
 def _sentence(claim: pd.Series) -> str:
-    low, high, difference = (100 * claim[name] for name in ("low", "high", "difference"))
+    names = ("rate", "against", "difference", "low", "high")
+    rate, against, difference, low, high = (100 * claim[name] for name in names)
     return (
-        f"{claim['claim']}: {100 * claim['rate']:.1f} % against {100 * claim['against']:.1f} %, "
-        f"difference {difference:+.1f} points [{low:+.1f}, {high:+.1f}]"
+        f"{claim['verdict'].capitalize()}: {claim['claim']}, {rate:.1f} % against {against:.1f} %, "
+        f"difference {difference:+.1f} points [{low:+.1f}, {high:+.1f}]."
     )
 
 

@@ -137,5 +137,5 @@ def _text(value: Any) -> str:
     if not isinstance(value, str) and pd.isna(value):
         return _NO_VALUE
     if isinstance(value, float | np.floating):
-        return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.4g}"
+        return f"{value:,.0f}" if abs(float(value)) >= 1000 else f"{value:.4g}"
     return f"{value:,}" if isinstance(value, int | np.integer) else str(value)

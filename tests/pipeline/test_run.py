@@ -278,7 +278,7 @@ def test_a_search_killed_in_the_middle_ends_as_an_undisturbed_one(finished: Path
             seconds=180, what="the first epoch",
         )  # fmt: skip
         assert process.poll() is None, "the search ended before it could be killed"
-        folders = set(re.findall(r"/tmp/nas-ray-\w+", " ".join(processes_of(marker).values())))
+        folders = set(re.findall(r"/tmp/nas-ray-[\w-]+", " ".join(processes_of(marker).values())))
     finally:
         os.killpg(process.pid, signal.SIGKILL)
         process.wait()

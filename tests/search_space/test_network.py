@@ -92,6 +92,7 @@ def test_op_specs_by_hand() -> None:
     assert found == [
         ("conv3x3", 32, 32, 9, 12),
         ("conv3x3", 20, 32, 9, 12),
+        ("add", 32, 32, 9, 12),
         ("conv3x3", 32, 3, 9, 12),
         ("conv_d1", 32, 24, 9, 12),
         ("skip", 24, 28, 9, 12),
