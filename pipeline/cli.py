@@ -192,7 +192,9 @@ def _analyze(options: argparse.Namespace, console: Console) -> None:
     study = analyze(dataset, output, margin_db=options.margin_db, seed=options.seed)
     console.print(study_table(study.summary))
     for answer in study.answers:
-        console.print(f"guideline {answer.number}, {answer.verdict}: {answer.explanation}", soft_wrap=True)
+        console.print(f"guideline {answer.number}, {answer.verdict}: {answer.guideline}", soft_wrap=True)
+        for claim in answer.explanation:
+            console.print(f"  {claim}", soft_wrap=True)
     if (folder / "mlflow_run_id").exists() and (folder / "config.yaml").exists():
         config = load_config(str(folder / "config.yaml"), list(options.overrides))
         config = config.with_settings({"output": str(folder)})

@@ -99,7 +99,7 @@ _PANELS = {  # name: title, caption, column of the panels, column of the lines, 
 
 
 def draw_figures(tables: Mapping[str, pd.DataFrame], collection: Collection) -> list[StudyFigure]:
-    """Draw every figure, those of the paper first.
+    """Draw every figure, those of the paper first; without swin, hin and ib on offer there is none of their shares.
 
     Args:
         tables: by name; the rates of all families and `architectures`.
@@ -109,6 +109,8 @@ def draw_figures(tables: Mapping[str, pd.DataFrame], collection: Collection) -> 
         figures = [_macs_figure(collection, tables["macs_shares"])]
         for name, (title, caption, panel, line, label) in _PANELS.items():
             table = tables[name]
+            if table.empty:
+                continue
             equal = 1 / table[line].nunique() if "Dotted" in caption else None
             figure = _dot_figure(table, panel, line, label, equal)
             figures.append(StudyFigure(name=name, title=title, caption=caption, figure=figure))

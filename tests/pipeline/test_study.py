@@ -7,11 +7,12 @@ import pytest
 import torch
 
 from pipeline.records import cell_rows, write_dataset
-from pipeline.study import Study, analyze
+from pipeline.study import Answer, Study, analyze
 from pipeline.study.estimates import Bootstrap, Counts, compare, correct, rates
+from pipeline.study.guidelines import answer_guidelines, claim_table
 from pipeline.study.selection import architecture_table, read_collection, selection_counts
-from pipeline.study.tables import macs_counts, operator_counts, pathway_counts, rate_table
-from search_space import DEFAULT_OPS, WIDTHS, Genotype, SearchSpace, sample_part
+from pipeline.study.tables import comparison_table, macs_counts, operator_counts, pathway_counts, rate_table
+from search_space import DEFAULT_OPS, DIRECTIONS, WIDTHS, Genotype, SearchSpace, sample_part
 
 EQUAL = dict.fromkeys(DEFAULT_OPS, 1.0)
 FRONT = EQUAL | {"swin": 6.0, "conv_d3": 3.0}  # 6/15 and 3/15
@@ -55,9 +56,13 @@ def softmaxes(part, space, generator, down) -> dict[str, list[list[float]]]:
     ops = {cell.position: cell.op for cell in part.cells}
     for row, position in zip(beta, space.cells, strict=True):
         row[2] += down.get(ops.get(position), 0.0)
-    uniform = {name: torch.full((num_cells, size), 1 / size).tolist()
-               for name, size in (("alpha", len(space.candidate_ops)), ("gamma", len(WIDTHS)), ("delta", 6))}  # fmt: skip
+    num_options = {"alpha": len(space.candidate_ops), "gamma": len(WIDTHS), "delta": space.num_layers}
+    uniform = {name: torch.full((num_cells, number), 1 / number).tolist() for name, number in num_options.items()}
     return uniform | {"beta": beta.softmax(dim=1).tolist()}
+
+
+def answers_of(folder: Path) -> list[Answer]:
+    return list(answer_guidelines(claim_table(read_collection(folder, margin_db=None), BOOTSTRAP)))
 
 
 def counts_of(numerator, denominator) -> Counts:
@@ -122,16 +127,16 @@ def test_planted_guidelines_are_supported(study):
 
 
 def test_contradicted_guidelines(tmp_path):
-    records = make_records(30, seed=4, op_weights=(EQUAL, FRONT, FRONT), down={"swin": -1.0})
-    write_dataset(tmp_path, records + make_records(20, seed=5, origin="random"))
-    answers = analyze(tmp_path, tmp_path / "study", margin_db=None, num_resamples=200).answers
-    assert [answer.verdict for answer in answers[:2]] == ["contradicted", "contradicted"]
+    records = make_records(24, seed=4, op_weights=(EQUAL, FRONT, FRONT), down={"swin": -1.0})
+    records += make_records(12, seed=16, op_weights=(EQUAL | {"hin": 6.0},) * 3, cost="macs")  # cells with hin
+    write_dataset(tmp_path, records + make_records(12, seed=5, origin="random"))
+    assert [answer.verdict for answer in answers_of(tmp_path)[:2]] == ["contradicted", "contradicted"]
 
 
-def test_no_preference_is_not_decided(plain, tmp_path):
-    study = analyze(plain, tmp_path, margin_db=None, num_resamples=500)
-    assert [answer.verdict for answer in study.answers] == ["not decided"] * 3
-    comparisons = study.tables["operator_rates_comparisons"]
+def test_no_preference_is_not_decided(plain):
+    assert [answer.verdict for answer in answers_of(plain)] == ["not decided"] * 3
+    collection = read_collection(plain, margin_db=None)
+    comparisons = comparison_table(collection, operator_counts(collection), BOOTSTRAP)
     assert comparisons["significant"].mean() < 0.02
 
 
@@ -218,7 +223,7 @@ def test_pathways_count_cells_with_three_inputs(planted):
     counts = pathway_counts(collection)
     table = rate_table(collection, counts, BOOTSTRAP).set_index(["group", "operator", "direction"])
     assert table.loc[("searched", "swin", "down"), "rate"] > 0.5
-    assert table.loc[("searched", "swin")]["rate"].sum() == pytest.approx(1)
+    assert sum(table.loc[("searched", "swin", direction), "rate"] for direction in DIRECTIONS) == pytest.approx(1)
     cells = collection.cells[collection.cells["reachable"] & (collection.cells["origin"] == "searched")]
     middle = cells[(cells["resolution"] == 1) & cells["layer"].isin([4, 5])]
     assert table.loc[("searched", "all", "up"), "out_of"] == len(middle)
@@ -275,36 +280,47 @@ def test_summary_stands_beside_the_paper(study):
     assert (scale["base channels C"], scale["machine"]) == ("16", "a <b>")
 
 
-def test_same_seed_gives_the_same_tables(plain, tmp_path):
-    first, second = (analyze(plain, tmp_path / name, num_resamples=100, seed=5) for name in "ab")
-    for name, table in first.tables.items():
-        pd.testing.assert_frame_equal(table, second.tables[name])
-    report, again = (study.files[0].read_text(encoding="utf-8") for study in (first, second))
-    assert report == again
+def test_same_seed_gives_the_same_files(study, planted, tmp_path):
+    again = analyze(planted, tmp_path, margin_db=None, num_resamples=500, device_name="a <b>")
+    for first, second in zip(study.files, again.files, strict=True):
+        assert first.name == second.name and first.read_bytes() == second.read_bytes()
 
 
-def test_degenerate_collections_leave_gaps(tmp_path):
-    few_ops = dict.fromkeys(("conv_d1", "skip"), 1.0)
-    cases = {
-        "one": make_records(1, seed=9),
-        "two": make_records(2, seed=10),
-        "only-random": make_records(3, seed=11, origin="random"),
-        "other-operators": make_records(4, seed=12, op_weights=(few_ops,) * 3),
-        "equal": [record | {"key": f"searched-{i}"} for i, record in enumerate(make_records(1, seed=13) * 4)],
-        "no-psnr": make_records(3, seed=14, proxy_psnr_db=None),
-    }
-    for name, records in cases.items():
-        write_dataset(tmp_path / name, records)
-        study = analyze(tmp_path / name, tmp_path / name / "study", num_resamples=100)
-        assert [answer.verdict for answer in study.answers] == ["not decided"] * 3
-        assert all(answer.explanation[0].startswith("It cannot be examined") for answer in study.answers)
-    assert "hin is not on offer" in " ".join(
-        analyze(tmp_path / "other-operators", tmp_path / "again", num_resamples=100).answers[1].explanation
-    )
+def test_another_seed_gives_another_interval():
+    counts = counts_of(np.arange(20)[:, None], np.full((20, 1), 20))
+    first, again, other = (rates(counts, Bootstrap(num_resamples=100, seed=seed)) for seed in (0, 0, 1))
+    assert first["low"].item() == again["low"].item() != other["low"].item()
+
+
+@pytest.mark.parametrize(
+    ("records", "num_figures", "reason"),
+    [
+        (make_records(1, seed=9, op_weights=({"conv_d1": 1.0, "skip": 1.0},) * 3), 7, "hin is not on offer"),
+        (make_records(2, seed=11, origin="random"), 8, "no searched architectures"),
+    ],
+    ids=["one-with-other-operators", "only-random"],
+)
+def test_degenerate_collections_leave_gaps(tmp_path, records, num_figures, reason):
+    write_dataset(tmp_path, records)
+    study = analyze(tmp_path, tmp_path / "study", num_resamples=100)
+    assert [answer.verdict for answer in study.answers] == ["not decided"] * 3
+    assert reason in " ".join(study.answers[1].explanation)
+    assert len([path for path in study.files if path.suffix == ".svg"]) == num_figures
+
+
+@pytest.mark.parametrize("values", [{}, {"proxy_psnr_db": None}])
+def test_two_equal_architectures_are_not_decided(tmp_path, values):
+    records = [record | {"key": f"searched-{i}"} for i, record in enumerate(make_records(1, seed=13, **values) * 2)]
+    write_dataset(tmp_path, records)
+    assert all(answer.explanation[0].startswith("It cannot be examined") for answer in answers_of(tmp_path))
+    collection = read_collection(tmp_path)
+    assert len(collection.selected) == (0 if values else 2)
+    for count in (operator_counts, pathway_counts, macs_counts):
+        assert comparison_table(collection, count(collection), BOOTSTRAP)["significant"].sum() == 0
 
 
 def test_without_a_control_the_reason_is_said(tmp_path):
-    write_dataset(tmp_path, make_records(30, seed=15, op_weights=(FRONT, REAR, REAR)))
-    first, _, third = analyze(tmp_path, tmp_path / "study", margin_db=None, num_resamples=100).answers
+    write_dataset(tmp_path, make_records(12, seed=15, op_weights=(FRONT, REAR, REAR)))
+    first, _, third = answers_of(tmp_path)
     assert first.verdict == third.verdict == "not decided"
     assert first.explanation == ("It cannot be examined: no random architectures with such cells.",)
