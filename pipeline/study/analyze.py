@@ -59,7 +59,7 @@ def analyze(
 
     Raises:
         FileNotFoundError: a file of the data set is missing.
-        ValueError: the data set cannot be read or is empty, or a setting is out of range.
+        ValueError: the data set cannot be read or is empty, a setting is out of range, or `read_collection` refuses.
     """
     bootstrap = Bootstrap(num_resamples=num_resamples, seed=seed)
     collection = read_collection(folder, margin_db=margin_db)

@@ -61,7 +61,8 @@ def read_collection(folder: Path, *, margin_db: float | None = DEFAULT_MARGIN_DB
 
     Raises:
         FileNotFoundError: a file is missing.
-        ValueError: the data set cannot be read or is empty, or `margin_db` is negative or not a finite number.
+        ValueError: the data set cannot be read or is empty, `margin_db` is negative or not a finite number, or there is
+            a margin and no record has that PSNR.
     """
     if margin_db is not None and (
         isinstance(margin_db, bool) or not isinstance(margin_db, int | float) or not 0 <= margin_db < math.inf
@@ -76,6 +77,8 @@ def read_collection(folder: Path, *, margin_db: float | None = DEFAULT_MARGIN_DB
         psnr = architectures.groupby("group")["proxy_psnr_db"]
         threshold = psnr.transform("quantile", _QUANTILE) - margin_db
     is_selected = (architectures["proxy_psnr_db"] >= threshold) | (margin_db is None)
+    if not is_selected.any():
+        raise ValueError(f"no record of {folder} has a `proxy_psnr_db`; `margin_db` must be None, got {margin_db}")
     architectures = architectures.assign(threshold_db=threshold, is_selected=is_selected)
     names = dict.fromkeys(name for offered in architectures["candidate_ops"] for name in offered)
     return Collection(

@@ -11,7 +11,7 @@ from pipeline.study import Answer, Study, analyze
 from pipeline.study.estimates import Bootstrap, Counts, compare, correct, rates
 from pipeline.study.guidelines import answer_guidelines, claim_table
 from pipeline.study.selection import architecture_table, read_collection, selection_counts
-from pipeline.study.tables import comparison_table, macs_counts, operator_counts, pathway_counts, rate_table
+from pipeline.study.tables import FAMILIES, comparison_table, macs_counts, operator_counts, pathway_counts, rate_table
 from search_space import DEFAULT_OPS, DIRECTIONS, WIDTHS, Genotype, SearchSpace, sample_part
 
 EQUAL = dict.fromkeys(DEFAULT_OPS, 1.0)
@@ -308,15 +308,22 @@ def test_degenerate_collections_leave_gaps(tmp_path, records, num_figures, reaso
     assert len([path for path in study.files if path.suffix == ".svg"]) == num_figures
 
 
-@pytest.mark.parametrize("values", [{}, {"proxy_psnr_db": None}])
-def test_two_equal_architectures_are_not_decided(tmp_path, values):
-    records = [record | {"key": f"searched-{i}"} for i, record in enumerate(make_records(1, seed=13, **values) * 2)]
+def test_two_equal_architectures_are_not_decided(tmp_path):
+    records = [record | {"key": f"searched-{i}"} for i, record in enumerate(make_records(1, seed=13) * 2)]
     write_dataset(tmp_path, records)
     assert all(answer.explanation[0].startswith("It cannot be examined") for answer in answers_of(tmp_path))
     collection = read_collection(tmp_path)
-    assert len(collection.selected) == (0 if values else 2)
-    for count in (operator_counts, pathway_counts, macs_counts):
-        assert comparison_table(collection, count(collection), BOOTSTRAP)["significant"].sum() == 0
+    assert len(collection.selected) == 2
+    for family in FAMILIES:
+        table = comparison_table(collection, family.count(collection), BOOTSTRAP, reference=family.reference)
+        assert not table["significant"].any()
+
+
+def test_a_margin_without_any_psnr_is_an_error(tmp_path):
+    write_dataset(tmp_path, make_records(2, seed=14, proxy_psnr_db=None))
+    with pytest.raises(ValueError, match="no record of .* has a `proxy_psnr_db`; `margin_db` must be None, got 0.5"):
+        read_collection(tmp_path)
+    assert len(read_collection(tmp_path, margin_db=None).selected) == 2
 
 
 def test_without_a_control_the_reason_is_said(tmp_path):
