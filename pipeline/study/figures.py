@@ -158,7 +158,7 @@ def _draw_dots(axes: Axes, table: pd.DataFrame, line: str, lines: Sequence[Any],
         offset = ((place + 0.5) / len(groups) - 0.5) * _SPREAD
         height = np.arange(len(lines)) + offset
         axes.hlines(height, own["low"], own["high"], color=_COLOURS[group], linewidth=1.6, zorder=2)
-        axes.plot(own["rate"], height, _MARKERS[group], color=_COLOURS[group], markersize=4.5, zorder=3)
+        axes.plot(own["rate"], height, _MARKERS[group], color=_COLOURS[group], markersize=4.5, zorder=3, clip_on=False)
     axes.set_ylim(len(lines) - 0.5, -0.5)
     axes.tick_params(axis="y", length=0)
 
@@ -184,7 +184,7 @@ def _macs_figure(collection: Collection, shares: pd.DataFrame) -> StudyFigure:
     axes.set_title("mean share")
     _draw_dots(axes, shares, "part", PARTS, groups)
     axes.set_yticks(PARTS, [f"part {part}" for part in PARTS])
-    axes.set_xlim(left=0)
+    axes.set_xlim(0, _limits(shares)[1])
     axes.set_xlabel("share of multiply-adds")
     _add_legend(figure, groups)
     caption = (
