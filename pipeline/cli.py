@@ -11,7 +11,7 @@ from typing import Any
 
 from rich.console import Console
 
-from latency import keep_freed_memory
+from latency import LatencyTable, keep_freed_memory
 from pipeline.config import Config, list_presets, load_config
 from pipeline.report import ProgressReport, collection_table, price_table, score_table, study_table, summary_table
 
@@ -189,7 +189,12 @@ def _analyze(options: argparse.Namespace, console: Console) -> None:
     folder = Path(options.collection)
     dataset = folder / DATASET_FOLDER if (folder / DATASET_FOLDER).is_dir() else folder
     output = Path(options.output) if options.output else folder / "study"
-    study = analyze(dataset, output, margin_db=options.margin_db, seed=options.seed)
+    prices = folder / "latency.parquet"
+    device = LatencyTable.load(prices, expected=None).device_info if prices.exists() else None
+    study = analyze(
+        dataset, output, margin_db=options.margin_db, seed=options.seed,
+        device_name=None if device is None else f"{device.device_name}, {device.num_threads} threads",
+    )  # fmt: skip
     console.print(study_table(study.summary))
     for answer in study.answers:
         console.print(f"guideline {answer.number}, {answer.verdict}: {answer.guideline}", soft_wrap=True)
