@@ -140,6 +140,20 @@ class TestCollection:
         for column in ("proxy_psnr_db", "own_psnr_db", "predicted_ms", "genotype_id"):
             assert column in page
 
+    def test_a_process_that_searched_before_finds_what_a_fresh_one_finds(
+        self, collection: Path, tmp_path: Path
+    ) -> None:
+        again = tmp_path / "again"
+        shutil.copytree(collection, again, ignore=shutil.ignore_patterns("mlflow_run_id"))
+        (last,) = (again / "records").glob("searched-00003-*.json")
+        before = json.loads(last.read_text())
+        last.unlink()
+        vary = "collect.vary.search.complexity_weight=[0.0, 0.5]"
+        assert main([*command(again, "--num", "4", "--random", "2"), vary]) == 0
+        after = json.loads(last.read_text())
+        for name in ("genotype", "varied", "proxy_psnr_db", "own_psnr_db", "l_dp_part0", "l_dp_part2", "cells"):
+            assert after[name] == before[name], name
+
     def test_other_settings_are_refused(self, collection: Path, capsys: pytest.CaptureFixture) -> None:
         assert main([*command(collection, "--num", "4"), "collect.warm_start=false"]) == 2
         assert "collection of other settings" in capsys.readouterr().err
