@@ -151,8 +151,9 @@ class TestCollection:
         vary = "collect.vary.search.complexity_weight=[0.0, 0.5]"
         assert main([*command(again, "--num", "4", "--random", "2"), vary]) == 0
         after = json.loads(last.read_text())
-        for name in ("genotype", "varied", "proxy_psnr_db", "own_psnr_db", "l_dp_part0", "l_dp_part2", "cells"):
-            assert after[name] == before[name], name
+        assert (after["genotype_id"], after["varied"]) == (before["genotype_id"], before["varied"])
+        for name in ("proxy_psnr_db", "own_psnr_db", "l_dp_part0", "l_dp_part2", "entropy_alpha"):
+            assert after[name] == pytest.approx(before[name], rel=1e-5), name  # features round by where memory lies
 
     def test_other_settings_are_refused(self, collection: Path, capsys: pytest.CaptureFixture) -> None:
         assert main([*command(collection, "--num", "4"), "collect.warm_start=false"]) == 2
