@@ -9,7 +9,6 @@ import json
 import logging
 import os
 import shutil
-import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -24,7 +23,8 @@ from torch import Tensor
 from latency import LatencyTable, keep_freed_memory
 from pipeline.checkpoint import load_metadata, load_weights, save_weights, write_atomically
 from pipeline.cluster import load_op_files, read_op_files
-from pipeline.config import CollectConfig, Config, hash_of
+from pipeline.config import CollectConfig, Config
+from pipeline.plain import hash_of
 from pipeline.priors import NUM_PARTS
 from pipeline.records import RECORD_SCHEMA_VERSION, Record, read_records, write_dataset, write_record
 from pipeline.run import Run
@@ -35,7 +35,6 @@ from pipeline.trial import CollectionTrial, SharedData, trial_config
 from search_space import SearchSpace
 
 RECORDS_FOLDER, DATASET_FOLDER = "records", "dataset"
-_DATASET_EVERY = 25  # records between two writings of the Parquet files
 _TRIAL_CPUS = 0.1  # of the process that assembles and scores; the parts' are `ray.cpus_per_part`
 _PROGRESS_EVERY = 25  # steps of the shared supernets
 _MAX_FAILURES = 2
@@ -60,7 +59,8 @@ def collect(run: Run, *, num_searched: int, num_random: int, on_record: OnRecord
         ValueError: the folder holds a collection of other settings, or settings that no trial can have.
         RuntimeError: some trials failed repeatedly; the others are recorded.
     """
-    records = open_collection(run.folder, run.config)
+    claim_collection(run.folder, run.config)
+    records = read_records(run.folder / RECORDS_FOLDER)
     jobs = missing_jobs(records, num_searched=num_searched, num_random=num_random)
     if jobs:
         with Recorder(run, records, total=num_searched + num_random, on_record=on_record) as recorder:
@@ -77,11 +77,11 @@ def collect(run: Run, *, num_searched: int, num_random: int, on_record: OnRecord
     return records
 
 
-def open_collection(folder: Path, config: Config) -> list[Record]:
-    """Check that the folder holds this collection or none, and return its records.
+def claim_collection(folder: Path, config: Config) -> None:
+    """Check that the folder holds this collection or none, and mark it as this one.
 
     Raises:
-        ValueError: another collection, a damaged record, or a setting in `collect.vary` that is none.
+        ValueError: another collection, or a setting in `collect.vary` that is none.
     """
     for name, choices in config.collect.vary.items():
         for value in choices if isinstance(choices, list) else [choices["low"], choices["high"]]:
@@ -106,7 +106,6 @@ def open_collection(folder: Path, config: Config) -> list[Record]:
             f"{identity['collection_hash']}); choose another `output`"
         )
     (folder / RECORDS_FOLDER).mkdir(exist_ok=True)
-    return read_records(folder / RECORDS_FOLDER)
 
 
 def collection_hash(config: Config) -> str:
@@ -160,22 +159,19 @@ class Recorder(tune.Callback):
             write_record(self._run.folder / RECORDS_FOLDER, record)
             self._keys.add(record["key"])
             self._run.progress("collect", len(self._keys), self._total)
-            if len(self._keys) % _DATASET_EVERY == 0:
-                folder = self._run.folder
-                write_dataset(folder / DATASET_FOLDER, read_records(folder / RECORDS_FOLDER))
             if self._on_record is not None:
                 self._on_record(record)
 
 
 def _run_trials(run: Run, jobs: list[TrialJob], records: list[Record], recorder: Recorder) -> None:
     config = run.config
-    inputs, shared = prepare_shared(run, recorder.queue)
+    shared = prepare_shared(run, recorder.queue)
     searcher = CollectionSearcher(
         jobs, config.collect.vary, sampler=config.collect.sampler, seed=config.seed, recorded=records
     )
     part = {"CPU": config.ray.cpus_per_part} | ({"GPU": config.ray.gpus_per_part} if config.ray.gpus_per_part else {})
     bundles = tune.PlacementGroupFactory([{"CPU": _TRIAL_CPUS}, *[part] * NUM_PARTS], strategy="PACK")
-    with _tune_settings() as storage:
+    with _tune_settings(run.folder / "tune") as storage:
         results = tune.Tuner(
             tune.with_resources(tune.with_parameters(CollectionTrial, shared=shared), bundles),
             tune_config=tune.TuneConfig(search_alg=searcher, num_samples=len(jobs), reuse_actors=True),
@@ -189,20 +185,19 @@ def _run_trials(run: Run, jobs: list[TrialJob], records: list[Record], recorder:
 
 
 @contextlib.contextmanager
-def _tune_settings() -> Iterator[str]:
+def _tune_settings(folder: Path) -> Iterator[str]:
     """Give Tune a folder for what it notes about trials; records make a collection go on, so it is removed."""
     quiet = {
         "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",  # no result files per trial
         "TUNE_GLOBAL_CHECKPOINT_S": "600",
-        "TUNE_WARN_EXCESSIVE_EXPERIMENT_CHECKPOINT_SYNC_THRESHOLD_S": "0",
         "RAY_AIR_NEW_OUTPUT": "0",
     }
     before = {name: os.environ.get(name) for name in quiet}
     os.environ.update(quiet)
     logging.getLogger("ray.tune.analysis.experiment_analysis").setLevel(logging.ERROR)  # misses those result files
-    folder = tempfile.mkdtemp(prefix="nas-tune-")
+    shutil.rmtree(folder, ignore_errors=True)  # of a collection that was killed
     try:
-        yield folder
+        yield str(folder.absolute())
     finally:
         shutil.rmtree(folder, ignore_errors=True)
         for name, value in before.items():
@@ -212,7 +207,7 @@ def _tune_settings() -> Iterator[str]:
                 os.environ[name] = value
 
 
-def prepare_shared(run: Run, queue: Any) -> tuple[SearchInputs, SharedData]:
+def prepare_shared(run: Run, queue: Any) -> SharedData:
     """Make what all trials share: latency table, prior features, shared supernets; needs an initialised Ray."""
     config = run.config
     table: LatencyTable = run.latency_table()
@@ -221,7 +216,7 @@ def prepare_shared(run: Run, queue: Any) -> tuple[SearchInputs, SharedData]:
         config, run.prior, images, progress=lambda done, total: run.progress("prior features", done, total)
     )
     reference = ray.put(inputs)
-    shared = SharedData(
+    return SharedData(
         config=config,
         space=run.space,
         table=table,
@@ -234,7 +229,6 @@ def prepare_shared(run: Run, queue: Any) -> tuple[SearchInputs, SharedData]:
         op_sources=read_op_files(config.space.op_files),
         queue=queue,
     )
-    return inputs, shared
 
 
 def centre_crop(image: np.ndarray, size: int) -> np.ndarray:

@@ -4,20 +4,16 @@ Read by every module of `pipeline`; the dataclasses own defaults and meaning, `c
 given in grey levels (`sigma_255`) and converted here, once, to the [0, 1] scale.
 """
 
-import dataclasses
-import hashlib
-import json
-import types
-import typing
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from importlib import resources
 from pathlib import Path
-from typing import Any, Literal, get_args, get_origin, get_type_hints
+from typing import Any
 
 import yaml
 
 from pipeline.data.noise import NOISE_MODELS
+from pipeline.plain import from_plain, hash_of, set_dotted, to_plain
 from search_space import DEFAULT_OPS, ESTIMATORS
 
 PHOTOGRAPHS = "photographs"
@@ -361,7 +357,7 @@ class Config:
         """
         values = self.to_dict()
         for name, value in settings.items():
-            _set(values, name, value)
+            set_dotted(values, name, value)
         return from_plain(Config, values, "")
 
     def save(self, path: Path) -> None:
@@ -371,18 +367,6 @@ class Config:
 
 COSTS = ("latency", "parameters", "macs")
 SAMPLERS = ("random", "tpe", "nsga2")
-
-
-def hash_of(settings: Any) -> str:
-    """Return twelve hexadecimal digits of plain settings."""
-    return hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:12]
-
-
-def to_plain(record: Any) -> Any:
-    """Turn a configuration dataclass into dictionaries, lists and scalars."""
-    if dataclasses.is_dataclass(record):
-        return {f.name: to_plain(getattr(record, f.name)) for f in dataclasses.fields(record)}
-    return [to_plain(item) for item in record] if isinstance(record, tuple) else record
 
 
 def list_presets() -> list[str]:
@@ -422,47 +406,6 @@ def load_config(source: str, overrides: list[str] | None = None) -> Config:
     return from_plain(Config, values, "")
 
 
-def from_plain(cls: type, values: Any, where: str) -> Any:
-    """Build a configuration dataclass from plain values, checking keys and types."""
-    if not isinstance(values, dict):
-        raise ValueError(f"`{where}` must hold keys and values, got {values!r}")
-    hints = get_type_hints(cls)
-    unknown = sorted(str(key) for key in values if key not in hints)
-    if unknown:
-        known = ", ".join(hints)
-        raise ValueError(f"unknown key `{_join(where, unknown[0])}`; known here are {known}")
-    return cls(**{key: _convert(hints[key], value, _join(where, key)) for key, value in values.items()})
-
-
-def _convert(hint: Any, value: Any, where: str) -> Any:
-    if dataclasses.is_dataclass(hint):
-        return from_plain(typing.cast(type, hint), value, where)
-    if get_origin(hint) in (types.UnionType, typing.Union):
-        if value is None:
-            return None
-        (hint,) = (option for option in get_args(hint) if option is not type(None))
-    if get_origin(hint) is Literal:
-        return value
-    if get_origin(hint) is dict:
-        if not isinstance(value, dict):
-            raise ValueError(f"`{where}` must hold keys and values, got {value!r}")
-        return {str(key): item for key, item in value.items()}
-    if get_origin(hint) is tuple:
-        if not isinstance(value, list | tuple):
-            raise ValueError(f"`{where}` must be a list, got {value!r}")
-        return tuple(_convert(get_args(hint)[0], item, where) for item in value)
-    if hint is float and isinstance(value, str):  # YAML 1.1 reads 1e-4 as a string
-        try:
-            value = float(value)
-        except ValueError:
-            raise ValueError(f"`{where}` must be a number, got {value!r}") from None
-    if hint is float and type(value) is int:
-        value = float(value)
-    if type(value) is not hint:
-        raise ValueError(f"`{where}` must be of type {hint.__name__}, got {value!r}")
-    return value
-
-
 def _apply_override(values: dict[str, Any], override: str) -> None:
     path, separator, text = override.partition("=")
     if not separator or not path:
@@ -471,23 +414,7 @@ def _apply_override(values: dict[str, Any], override: str) -> None:
         value = yaml.safe_load(text)
     except yaml.YAMLError as error:
         raise ValueError(f"the value of override {override!r} is not YAML: {error}") from error
-    _set(values, path, value)
-
-
-def _set(values: dict[str, Any], path: str, value: Any) -> None:
-    """Set a dotted setting; what `collect.vary` holds has dots in its own keys."""
-    parents = path.split(".", 2) if path.startswith("collect.vary.") else path.split(".")
-    *parents, leaf = parents
-    node = values
-    for parent in parents:
-        node = node.setdefault(parent, {})
-        if not isinstance(node, dict):
-            raise ValueError(f"`{path}` goes through `{parent}`, which holds a value")
-    node[leaf] = value
-
-
-def _join(where: str, key: str) -> str:
-    return f"{where}.{key}" if where else key
+    set_dotted(values, path, value)
 
 
 def _check(condition: bool, name: str, expected: str, got: Any) -> None:

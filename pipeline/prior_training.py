@@ -16,8 +16,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from pipeline.checkpoint import load_checkpoint, save_checkpoint
-from pipeline.config import PriorTrainConfig, to_plain
+from pipeline.config import PriorTrainConfig
 from pipeline.data.patches import PatchSource
+from pipeline.plain import to_plain
 from pipeline.priors.base import Prior
 
 _logger = logging.getLogger(__name__)

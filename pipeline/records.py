@@ -16,11 +16,11 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from pipeline.checkpoint import write_atomically
-from search_space import DIRECTIONS, WIDTHS, Genotype, SearchSpace, cell_op_specs, op_macs
+from search_space import DIRECTIONS, NUM_PARTS, WIDTHS, Genotype, SearchSpace, cell_op_specs, op_macs
 
 RECORD_SCHEMA_VERSION = 1
 ORIGINS = ("searched", "random")
-PARTS = (0, 1, 2)
+PARTS = tuple(range(NUM_PARTS))
 ARCHITECTURES_FILE, CELLS_FILE = "architectures.parquet", "cells.parquet"
 
 _PER_PART = [(f"{name}_part{part}", kind) for name, kind in
@@ -144,8 +144,11 @@ def read_records(folder: Path) -> list[Record]:
     """Read all records of `folder`, in order of origin and index.
 
     Raises:
+        FileNotFoundError: there is no such folder.
         ValueError: a file is damaged or of another schema version; the message names it.
     """
+    if not folder.is_dir():
+        raise FileNotFoundError(f"there is no collection in {folder.parent}: it has no folder {folder.name!r}")
     records = []
     for path in sorted(folder.glob("*.json")):
         try:

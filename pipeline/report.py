@@ -1,4 +1,4 @@
-"""What a person sees: progress of long work, and tables at the end. Called by `pipeline.cli` alone."""
+"""What a person sees: progress of long work, and tables at the end. Called by `pipeline.commands` alone."""
 
 import sys
 import time

@@ -116,20 +116,18 @@ class Run:
         if self.path("search.pt").exists():
             return self._load_search(key)
         costs = stage.cost_models(self.config, self.space, None if table is None else table.__getitem__)
-        label = ""
+        megabytes = stage.features_megabytes(self.config, self.space.num_channels)
         if self.config.search.prior_features == "cached":
-            megabytes = stage.features_megabytes(self.config, self.space.num_channels)
             if self.config.ray.address is None and megabytes > 0.8 * self.config.ray.object_store_mb:
                 raise ValueError(
                     f"cached prior features need about {megabytes:.0f} MB, `ray.object_store_mb` is "
                     f"{self.config.ray.object_store_mb}; raise it, or set `search.prior_features` to live"
                 )
-            label = f"prior features, {megabytes:.0f} MB"
         inputs = stage.prepare_inputs(
             self.config,
             self.prior,
             list(self.training_images.values()),
-            progress=lambda done, total: self.progress(label, done, total),
+            progress=lambda done, total: self.progress(f"prior features, {megabytes:.0f} MB", done, total),
         )
         epochs_done = [0] * NUM_PARTS
 
@@ -358,11 +356,7 @@ def derive_again(run: Run, *, threshold: float) -> Genotype:
         for name, parameter in arch.named_parameters():
             parameter.data = torch.tensor(result.probabilities[name]).clamp_min(1e-12).log()
         parts.append(derive(arch, threshold=threshold))
-    space = run.space
-    return Genotype(
-        num_channels=space.num_channels, num_resolutions=space.num_resolutions, num_layers=space.num_layers,
-        parts=tuple(parts),
-    )  # fmt: skip
+    return Genotype.of(run.space, parts)
 
 
 def replace_log(run: Run, log: MetricLog) -> Run:

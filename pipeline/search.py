@@ -32,7 +32,7 @@ from pipeline.data.part_data import (
 from pipeline.data.patches import PatchSource
 from pipeline.part_search import PartSearchResult, search_part
 from pipeline.priors import NUM_PARTS, Prior, load_prior
-from search_space import CostModel, Genotype, PartGenotype, SearchSpace, op_macs, op_num_parameters
+from search_space import CostModel, Genotype, SearchSpace, op_macs, op_num_parameters
 
 EpochLog = Callable[[int, int, dict[str, float]], None]
 _POLL_SECONDS = 0.5
@@ -149,17 +149,7 @@ def search(
     finally:
         for actor in actors:
             ray.kill(actor)
-    return SearchResult(genotype=join_parts(space, [result.part for result in results]), parts=tuple(results))
-
-
-def join_parts(space: SearchSpace, parts: Sequence[PartGenotype]) -> Genotype:
-    """Put three parts of `space` together."""
-    return Genotype(
-        num_channels=space.num_channels,
-        num_resolutions=space.num_resolutions,
-        num_layers=space.num_layers,
-        parts=tuple(parts),
-    )
+    return SearchResult(genotype=Genotype.of(space, [result.part for result in results]), parts=tuple(results))
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -36,7 +36,12 @@ MAX_PARAM_LENGTH = 6000
 MAX_TAG_LENGTH = 8000
 CONNECT_TIMEOUT = 5  # seconds
 
-TRACKING_ERRORS = (MlflowException, OSError)  # what a server that went away, or a full disk, causes
+
+class TrackingError(ValueError):
+    """MLflow refuses, or its server went away."""
+
+
+TRACKING_ERRORS = (TrackingError, MlflowException, OSError)  # what may happen to whoever writes
 
 _SQLITE_PREFIX = "sqlite:///"
 _logger = logging.getLogger(__name__)
@@ -105,7 +110,7 @@ class Tracker:
             else:
                 _resume(client, run_id, run_name=run_name, experiment_id=experiment_id, tags=all_tags)
         except MlflowException as error:
-            raise ValueError(f"cannot open run {run_name!r} at {tracking_uri}: {error}") from error
+            raise TrackingError(f"cannot open run {run_name!r} at {tracking_uri}: {error}") from error
         return cls(client, tracking_uri=tracking_uri, experiment_id=experiment_id, run_id=run_id)
 
     def child(self, run_name: str, *, kind: str, tags: Mapping[str, str], run_id: str | None = None) -> "Tracker":
@@ -147,7 +152,7 @@ class Tracker:
             try:
                 self._client.log_batch(self.run_id, params=batch)
             except MlflowException as error:
-                raise ValueError(f"cannot log the parameters of run {self.run_id}: {error}") from error
+                raise TrackingError(f"cannot log the parameters of run {self.run_id}: {error}") from error
 
     def log_metrics(self, metrics: Mapping[str, float], step: int) -> None:
         """Log the metrics of one step in one call. Values that are not finite are left out, with a warning per name.

@@ -28,10 +28,8 @@ from pipeline.priors import NUM_PARTS
 from pipeline.records import Record, cell_rows
 from pipeline.search import (
     SearchInputs,
-    SearchResult,
     cost_models,
     get_part,
-    join_parts,
     part_jobs,
     space_of,
     start_part_actors,
@@ -115,12 +113,9 @@ class CollectionTrial(tune.Trainable):
         else:
             record, genotype, results = self._search(index, self.config["settings"])
         start = time.perf_counter()
-        space = self.shared.space if results is None else space_of_record(self.shared.space, record)
         record |= self._score(genotype, results, seed=record["seed"])
         record["score_seconds"] = round(time.perf_counter() - start, 3)
         record["cpu_seconds"] = round(self._cpu_seconds() - start_cpu, 3)
-        probabilities = None if results is None else [result.probabilities for result in results]
-        record["cells"] = cell_rows(genotype, space, probabilities, size=record["image_size"])
         record["finished_at"] = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
         self.shared.queue.put(record)
         return {"done": True, "proxy_psnr_db": record["proxy_psnr_db"], "predicted_ms": record["predicted_ms"]}
@@ -146,7 +141,7 @@ class CollectionTrial(tune.Trainable):
         runs = [actor.run.remote(job, shared.inputs, *initial) for actor, job in zip(self.actors, jobs, strict=True)]
         results = tuple(get_part(run, part_index) for part_index, run in enumerate(runs))
         seconds = time.perf_counter() - start
-        found = SearchResult(genotype=join_parts(space, [result.part for result in results]), parts=results)
+        genotype = Genotype.of(space, [result.part for result in results])
         logs = [ray.get(actor.poll.remote()) for actor in self.actors]
         entropies = {
             f"entropy_{name}": sum(result.entropies[name] for result in results) / NUM_PARTS
@@ -167,8 +162,11 @@ class CollectionTrial(tune.Trainable):
             "search_seconds": round(seconds, 3),
             **{f"l_dp_part{i}": rows[-1][1]["l_dp_weights"] for i, rows in enumerate(logs)},
             **entropies,
+            "cells": cell_rows(
+                genotype, space, [result.probabilities for result in results], size=config.latency.image_size
+            ),
         }
-        return record, found.genotype, found.parts
+        return record, genotype, results
 
     def _draw(self, index: int) -> tuple[Record, Genotype, None]:
         shared = self.shared
@@ -182,11 +180,15 @@ class CollectionTrial(tune.Trainable):
             "varied": "{}",
             "candidate_ops": list(shared.space.candidate_ops),
             "search_seconds": 0.0,
+            "cells": cell_rows(genotype, shared.space, None, size=shared.config.latency.image_size),
         }
         return record, genotype, None
 
     def _score(self, genotype: Genotype, results: tuple[PartSearchResult, ...] | None, *, seed: int) -> dict[str, Any]:
-        """Return id, costs and PSNR with the shared weights, with the search's own, and after a short retraining."""
+        """Return id, costs and PSNR with the shared weights, with the search's own, and after a short retraining.
+
+        All on the processor: GPUs belong to the bundles of the part searches.
+        """
         config, table = self.shared.config, self.shared.table
         size = config.latency.image_size
         calls = genotype_op_specs(genotype, height=size, width=size)
@@ -248,11 +250,6 @@ class CollectionTrial(tune.Trainable):
 def trial_config(config: Config, index: int, settings: dict[str, Any]) -> Config:
     """Return the settings of the `index`-th searched architecture."""
     return config.with_settings({**settings, "seed": config.seed + index})
-
-
-def space_of_record(space: SearchSpace, record: Record) -> SearchSpace:
-    """Return the space that a recorded search had, which may lack operators of the collection's `space`."""
-    return replace(space, candidate_ops=tuple(record["candidate_ops"]))
 
 
 def _load_supernets(space: SearchSpace, weights: list[dict[str, Tensor]]) -> list[PartSupernet]:

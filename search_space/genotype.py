@@ -7,6 +7,7 @@ import hashlib
 import json
 import os
 import sys
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -93,6 +94,16 @@ class Genotype:
                 _validate_part(part, self.space)
             except ValueError as error:
                 raise ValueError(f"part {index}: {error}") from None
+
+    @classmethod
+    def of(cls, space: SearchSpace, parts: Iterable[PartGenotype]) -> "Genotype":
+        """Put three parts of `space` together."""
+        return cls(
+            num_channels=space.num_channels,
+            num_resolutions=space.num_resolutions,
+            num_layers=space.num_layers,
+            parts=tuple(parts),
+        )
 
     @property
     def space(self) -> SearchSpace:

@@ -25,12 +25,8 @@ def sample_genotype(
         generator: source of randomness.
         op_weights: relative frequency of every operator; equal by default.
     """
-    return Genotype(
-        num_channels=space.num_channels,
-        num_resolutions=space.num_resolutions,
-        num_layers=space.num_layers,
-        parts=tuple(sample_part(space, generator=generator, op_weights=op_weights) for _ in range(NUM_PARTS)),
-    )
+    parts = [sample_part(space, generator=generator, op_weights=op_weights) for _ in range(NUM_PARTS)]
+    return Genotype.of(space, parts)
 
 
 def sample_part(

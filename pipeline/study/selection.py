@@ -1,7 +1,7 @@
 """The architectures of a study: read, grouped, and those of similar validation accuracy selected.
 
-Called by `pipeline.study.report`. "Denoising Designs-inherited Search Framework for Image Denoising", arXiv 2502.13359,
-Section IV-F: "We select 200 searched architectures with similar validation accuracy"; it gives no rule.
+Called by `pipeline.study.analyze`. "Denoising Designs-inherited Search Framework for Image Denoising", arXiv
+2502.13359, Section IV-F: "We select 200 searched architectures with similar validation accuracy"; it gives no rule.
 """
 
 import math

@@ -1,6 +1,6 @@
 """Every table of a study but the guidelines': rates per part, their intervals and their tests.
 
-Called by `pipeline.study.report`. A family is a set of rates that belong together, such as the operators of each part;
+Called by `pipeline.study.analyze`. A family is a set of rates that belong together, such as the operators of each part;
 it gives one table of rates and one of comparisons: between parts, and with random architectures of the same space.
 """
 

@@ -20,11 +20,12 @@ import pytest
 
 import pipeline.collect
 from pipeline.cli import main
-from pipeline.collect import collection_hash, missing_jobs, open_collection, supernet_key
-from pipeline.collection_tracking import run_name
+from pipeline.collect import claim_collection, collection_hash, missing_jobs, supernet_key
+from pipeline.collection_tracking import CollectionTracking, run_name
 from pipeline.config import Config, load_config
 from pipeline.records import RECORD_SCHEMA_VERSION, read_records
 from pipeline.sampling import CollectionSearcher, TrialJob
+from pipeline.tracking import MlflowClient, TrackingError
 from search_space import Genotype
 
 SETTINGS = ["ray.cpus_per_part=0.3", "collect.shared_steps=6", "collect.proxy_size=32"]
@@ -39,12 +40,20 @@ def command(folder: Path, *more: str) -> list[str]:
     return ["collect", "--config", "tiny", "--output", str(folder), *more, *SETTINGS]
 
 
+def six_architectures(folder: Path) -> list[str]:
+    """Return the command for four searched ones, of two strengths and two sets of operators, and two random ones."""
+    return [
+        *command(folder, "--num", "4", "--random", "2"),
+        "collect.vary.search.complexity_weight=[0.0, 0.5]",
+        "collect.vary.space.candidate_ops=[[conv_d1, skip], [conv_d1, conv_r, skip]]",
+    ]
+
+
 @pytest.fixture(scope="module")
 def collection(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Return the folder of a collection of four searched and two random architectures."""
     folder = tmp_path_factory.mktemp("collection") / "tiny"
-    vary = "collect.vary.search.complexity_weight=[0.0, 0.5]"
-    assert main([*command(folder, "--num", "4", "--random", "2"), vary]) == 0
+    assert main(six_architectures(folder)) == 0
     return folder
 
 
@@ -96,6 +105,10 @@ class TestCollection:
             assert sum(cell["reachable"] for cell in record["cells"]) == sum(len(p.cells) for p in genotype.parts)
         assert {record["seed"] for record in records} == {0, 1, 2, 3, 1_000_000, 1_000_001}
         assert {record.get("weights") for record in records[:4]} == {"warm"}
+        for record in records:
+            operators = {cell["operator"] for cell in record["cells"] if cell["reachable"]}
+            assert operators <= set(record["candidate_ops"])
+        assert {len(record["candidate_ops"]) for record in records[:4]} == {2, 3}
 
     def test_the_data_set_reads_without_our_code(self, collection: Path) -> None:
         architectures = pd.read_parquet(collection / "dataset" / "architectures.parquet")
@@ -109,14 +122,11 @@ class TestCollection:
 
     def test_nothing_is_done_twice(self, collection: Path, capsys: pytest.CaptureFixture) -> None:
         before = {path.name: path.stat().st_mtime_ns for path in (collection / "records").iterdir()}
-        vary = "collect.vary.search.complexity_weight=[0.0, 0.5]"
-        assert main([*command(collection, "--num", "4", "--random", "2"), vary]) == 0
+        assert main(six_architectures(collection)) == 0
         assert {path.name: path.stat().st_mtime_ns for path in (collection / "records").iterdir()} == before
         assert "6 architectures" in capsys.readouterr().out
 
     def test_mlflow_has_one_run_per_architecture_however_often_it_is_sent(self, collection: Path) -> None:
-        from pipeline.tracking import MlflowClient
-
         assert main(["track", str(collection)]) == 0
         client = MlflowClient(f"sqlite:///{collection.parent / 'mlflow.db'}")
         (experiment,) = [e for e in client.search_experiments() if e.name.endswith("collections")]
@@ -148,12 +158,19 @@ class TestCollection:
         (last,) = (again / "records").glob("searched-00003-*.json")
         before = json.loads(last.read_text())
         last.unlink()
-        vary = "collect.vary.search.complexity_weight=[0.0, 0.5]"
-        assert main([*command(again, "--num", "4", "--random", "2"), vary]) == 0
+        assert main(six_architectures(again)) == 0
         after = json.loads(last.read_text())
         assert (after["genotype_id"], after["varied"]) == (before["genotype_id"], before["varied"])
         for name in ("proxy_psnr_db", "own_psnr_db", "l_dp_part0", "l_dp_part2", "entropy_alpha"):
             assert after[name] == pytest.approx(before[name], rel=1e-5), name  # features round by where memory lies
+
+    def test_analyze_leaves_a_report_here_and_in_mlflow(self, collection: Path, capsys: pytest.CaptureFixture) -> None:
+        assert main(["analyze", str(collection), "--margin-db", "5"]) == 0
+        assert (collection / "study" / "report.html").stat().st_size > 10_000
+        assert "guideline 3, not decided" in capsys.readouterr().out
+        client = MlflowClient(f"sqlite:///{collection.parent / 'mlflow.db'}")
+        files = client.list_artifacts((collection / "mlflow_run_id").read_text().strip(), "study")
+        assert {"study/report.html", "study/figures", "study/tables"} == {file.path for file in files}
 
     def test_other_settings_are_refused(self, collection: Path, capsys: pytest.CaptureFixture) -> None:
         assert main([*command(collection, "--num", "4"), "collect.warm_start=false"]) == 2
@@ -205,6 +222,26 @@ def test_a_full_disk_ends_with_one_error_and_loses_nothing(
     assert len(read_records(folder / "records")) == 5
 
 
+@pytest.mark.ray
+@pytest.mark.slow
+def test_records_wait_on_disk_while_mlflow_is_away(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    folder = tmp_path / "away"
+
+    def refuse(*_: object) -> str:
+        raise TrackingError("the server went away")
+
+    with monkeypatch.context() as away:
+        away.setattr(CollectionTracking, "_send", refuse)
+        assert main(command(folder, "--random", "3", "--num", "0")) == 0
+    assert len(read_records(folder / "records")) == 3
+    assert caplog.text.count("MLflow fails; records stay on disk") == 1
+    assert main(["track", str(folder)]) == 0
+    client = MlflowClient(f"sqlite:///{tmp_path / 'mlflow.db'}")
+    assert len(client.search_runs(["1"], "tags.kind = 'architecture'")) == 3
+
+
 def test_a_folder_that_cannot_be_written_is_one_error(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
     (tmp_path / "file").write_text("")
     assert main(command(tmp_path / "file" / "collection")) == 2
@@ -252,20 +289,20 @@ def test_unusable_settings_are_named(tmp_path: Path, capsys: pytest.CaptureFixtu
     assert main(command(tmp_path / "b", "--num", "-1")) == 2
     assert "`--num` must be at least 0, got -1" in capsys.readouterr().err
     with pytest.raises(ValueError, match=r"unknown key `search.complexity`"):
-        open_collection(tmp_path, tiny("collect.vary.search.complexity=[1.0]"))
+        claim_collection(tmp_path, tiny("collect.vary.search.complexity=[1.0]"))
     with pytest.raises(ValueError, match=r"`collect.vary.search.temperature` must be a list of choices"):
         tiny("collect.vary.search.temperature=3")
 
 
 def test_another_schema_version_is_refused(tmp_path: Path) -> None:
-    open_collection(tmp_path, tiny())
+    claim_collection(tmp_path, tiny())
     path = tmp_path / "collection.json"
     path.write_text(path.read_text().replace('"schema_version": 1', '"schema_version": 7'))
     with pytest.raises(ValueError, match=r"schema version 7, this program writes 1"):
-        open_collection(tmp_path, tiny())
+        claim_collection(tmp_path, tiny())
     path.write_text("{")
     with pytest.raises(ValueError, match=r"collection.json is damaged"):
-        open_collection(tmp_path, tiny())
+        claim_collection(tmp_path, tiny())
 
 
 def test_damaged_records_are_named(tmp_path: Path) -> None:

@@ -1,0 +1,296 @@
+"""What the command line can do: one thin function per command, from parsed options to a printed result.
+
+Called by `pipeline.cli`, which shows the docstrings as help. Imports that take a second or more stand inside the
+functions, so that `--help` answers at once.
+"""
+
+import argparse
+import json
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+
+from latency import LatencyTable
+from pipeline.config import Config, load_config
+from pipeline.report import ProgressReport, collection_table, price_table, score_table, study_table, summary_table
+
+
+def run_command(options: argparse.Namespace, console: Console) -> None:
+    """Price, search, derive, retrain, evaluate and record one architecture."""
+    from pipeline import run as stages
+    from pipeline.cluster import ray_session
+    from pipeline.summary import record_run, write_summary
+
+    config = _config(options)
+    summary_path = Path(config.output) / "summary.json"
+    with ExitStack() as stack:
+        progress = stack.enter_context(ProgressReport(console))
+        run = stages.open_run(config, progress=progress)
+        stack.enter_context(stages.locked(run.folder))
+        if summary_path.exists():
+            console.print(f"{run.folder} holds this run already, finished; its summary:", soft_wrap=True)
+            summary = json.loads(summary_path.read_text())
+        else:
+            tracker = stack.enter_context(_tracker(config, run.folder))
+            tracker.log_params(_params(config))
+            stack.enter_context(ray_session(config.ray))
+            summary = stages.replace_log(run, tracker.log_metrics).execute()
+            summary["mlflow_run_id"] = tracker.run_id
+            record_run(run, tracker, summary)
+            write_summary(run.folder, summary)
+    console.print(summary_table(summary))
+    console.print(f"everything is in {run.folder}; see it with: mlflow ui --backend-store-uri {_tracking_uri(config)}",
+                  soft_wrap=True)  # fmt: skip
+
+
+def latency_build_command(options: argparse.Namespace, console: Console) -> None:
+    """Price every operator of the search space on this device."""
+    from pipeline import run as stages
+
+    with ProgressReport(console) as progress:
+        run = stages.open_run(_config(options), progress=progress)
+        with stages.locked(run.folder):
+            table = run.latency_table()
+    console.print(price_table(table))
+    console.print(f"saved in {run.config.latency.table or run.path('latency.parquet')}", soft_wrap=True)
+
+
+def search_command(options: argparse.Namespace, console: Console) -> None:
+    """Search one architecture; leaves genotype.json."""
+    from pipeline import run as stages
+    from pipeline.cluster import ray_session
+
+    config = _config(options)
+    with ExitStack() as stack:
+        run = stages.open_run(config, progress=stack.enter_context(ProgressReport(console)))
+        stack.enter_context(stages.locked(run.folder))
+        table = run.latency_table() if config.search.cost == "latency" else None
+        stack.enter_context(ray_session(config.ray))
+        genotype, parts = run.search(table)
+    for index, part in enumerate(parts):
+        shares = ", ".join(f"{name} {value:.2f}" for name, value in part.entropies.items())
+        console.print(f"part {index}: {len(part.part.cells)} cells; entropy (1 is undecided): {shares}")
+    console.print(f"genotype {genotype.genotype_id}: {run.path('genotype.json')}", soft_wrap=True)
+
+
+def derive_command(options: argparse.Namespace, console: Console) -> None:
+    """Derive a genotype again from a finished search, at another threshold."""
+    from pipeline import run as stages
+
+    genotype = stages.derive_again(stages.open_run(_config(options)), threshold=options.threshold)
+    genotype.save(options.to)
+    console.print(f"genotype {genotype.genotype_id} at threshold {options.threshold}: {options.to}", soft_wrap=True)
+
+
+def retrain_command(options: argparse.Namespace, console: Console) -> None:
+    """Retrain the searched architecture, or the one of a genotype file."""
+    from pipeline import run as stages
+    from pipeline.cluster import ray_session
+    from search_space import Genotype
+
+    config = _config(options)
+    with ExitStack() as stack:
+        run = stages.open_run(config, progress=stack.enter_context(ProgressReport(console)))
+        stack.enter_context(stages.locked(run.folder))
+        parts = None
+        if options.genotype:
+            genotype = Genotype.load(options.genotype)
+        else:
+            genotype, parts = run.finished_search()
+        stack.enter_context(ray_session(config.ray))
+        network = run.retrain(genotype, parts)
+        results = run.evaluate(network, None)
+    console.print(score_table(f"retrained {genotype.genotype_id}", results["images"]))
+    console.print(f"weights: {run.path('model.safetensors')}", soft_wrap=True)
+
+
+def collect_command(options: argparse.Namespace, console: Console) -> None:
+    """Search many architectures and keep a record of each; resumes."""
+    from pipeline import run as stages
+    from pipeline.cluster import ray_session
+    from pipeline.collect import DATASET_FOLDER, claim_collection, collect
+    from pipeline.collection_tracking import BackgroundSender, CollectionTracking
+
+    for name in ("sampler", "retrain_steps"):
+        if getattr(options, name) is not None:
+            options.overrides.append(f"collect.{name}={getattr(options, name)}")
+    config = _config(options)
+    for name in ("num", "random"):
+        if getattr(options, name) < 0:
+            raise ValueError(f"`--{name}` must be at least 0, got {getattr(options, name)}")
+    with ExitStack() as stack:
+        run = stages.open_run(config, progress=stack.enter_context(ProgressReport(console)))
+        stack.enter_context(stages.locked(run.folder))
+        claim_collection(run.folder, config)  # before anything is tracked
+        tracking = CollectionTracking(run.folder, _tracking_uri(config), config)
+        sender = stack.enter_context(BackgroundSender(tracking))
+        stack.enter_context(ray_session(config.ray))
+        records = collect(run, num_searched=options.num, num_random=options.random, on_record=sender.add)
+        sender.finish(records)
+    console.print(collection_table(records))
+    console.print(
+        f"data set: {run.path(DATASET_FOLDER)}\nmlflow ui --backend-store-uri {_tracking_uri(config)}\n"
+        f"then http://127.0.0.1:5000{tracking.link}", soft_wrap=True,
+    )  # fmt: skip
+
+
+def track_command(options: argparse.Namespace, console: Console) -> None:
+    """Send the records of a collection that MLflow lacks."""
+    from pipeline.collect import RECORDS_FOLDER
+    from pipeline.collection_tracking import CollectionTracking
+    from pipeline.records import read_records
+    from pipeline.run import locked
+
+    folder = Path(options.collection)
+    records = read_records(folder / RECORDS_FOLDER)
+    config = _collection_config(folder, options)
+    with locked(folder):
+        tracking = CollectionTracking(folder, _tracking_uri(config), config)
+        num_sent = tracking.send(records)
+        tracking.end(records)
+    console.print(f"{num_sent} of {len(records)} records sent to {_tracking_uri(config)}", soft_wrap=True)
+
+
+def analyze_command(options: argparse.Namespace, console: Console) -> None:
+    """Study what the architectures of a collection prefer."""
+    from pipeline.collect import DATASET_FOLDER, RECORDS_FOLDER
+    from pipeline.collection_tracking import track_study
+    from pipeline.records import read_records, write_dataset
+    from pipeline.study import analyze
+
+    folder = dataset = Path(options.collection)
+    if (folder / RECORDS_FOLDER).is_dir():  # a collection, perhaps an unfinished one
+        dataset = folder / DATASET_FOLDER
+        write_dataset(dataset, read_records(folder / RECORDS_FOLDER))
+    output = Path(options.output) if options.output else folder / "study"
+    prices = folder / "latency.parquet"
+    device = LatencyTable.load(prices, expected=None).device_info if prices.exists() else None
+    study = analyze(
+        dataset, output, margin_db=options.margin_db, seed=options.seed,
+        device_name=None if device is None else f"{device.device_name}, {device.num_threads} threads",
+    )  # fmt: skip
+    console.print(study_table(study.summary))
+    for answer in study.answers:
+        console.print(f"guideline {answer.number}, {answer.verdict}: {answer.guideline}", soft_wrap=True)
+        for claim in answer.explanation:
+            console.print(f"  {claim}", soft_wrap=True)
+    console.print(f"report: {output / 'report.html'}", soft_wrap=True)
+    if (folder / "mlflow_run_id").exists() and (folder / "config.yaml").exists():
+        config = _collection_config(folder, options)
+        track_study(folder, _tracking_uri(config), config, study.files)
+
+
+def _collection_config(folder: Path, options: argparse.Namespace) -> Config:
+    """Return the settings that a collection was made with, and those of this command."""
+    return load_config(str(folder / "config.yaml"), [*options.overrides, f"output={json.dumps(str(folder))}"])
+
+
+def evaluate_command(options: argparse.Namespace, console: Console) -> None:
+    """Score a found network or a prior on images with added noise."""
+    from pipeline.data.images import VALIDATION_PHOTOGRAPHS, load_folder, photographs
+    from pipeline.evaluate import evaluate_denoiser, mean_score
+
+    if not 0 <= options.sigma_255 <= 255:
+        raise ValueError(f"`--sigma-255` must lie in [0, 255], got {options.sigma_255}")
+    images = load_folder(options.data) if options.data else photographs(VALIDATION_PHOTOGRAPHS)
+    model = _load_denoiser(options)
+    scores = evaluate_denoiser(
+        model, images, sigma=options.sigma_255 / 255, device=options.device, tile_size=options.tile_size
+    )
+    rows = [score.to_dict() for score in [*scores, mean_score(scores)]]
+    console.print(score_table(f"{options.model} at sigma {options.sigma_255:g}", rows))
+
+
+def denoise_command(options: argparse.Namespace, console: Console) -> None:
+    """Denoise image files of any size with a found network or a prior."""
+    from pipeline.data.images import read_image, to_image, to_tensor, write_image
+    from pipeline.denoise import denoise_image
+
+    output = Path(options.output)
+    targets = [output / (Path(name).stem + ".png") for name in options.images]
+    taken = [str(path) for path in targets if path.exists()]
+    if taken and not options.overwrite:
+        raise ValueError(f"{', '.join(taken)} exist already; give --overwrite or another --output")
+    if len(set(targets)) != len(targets):
+        raise ValueError("two images have the same name; denoise them into different folders")
+    images = [read_image(name) for name in options.images]
+    model = _load_denoiser(options)
+    output.mkdir(parents=True, exist_ok=True)
+    with ProgressReport(console) as progress:
+        for index, (image, path) in enumerate(zip(images, targets, strict=True), start=1):
+            denoised = denoise_image(model, to_tensor(image), tile_size=options.tile_size, device=options.device)
+            write_image(path, to_image(denoised))
+            progress("denoise", index, len(targets))
+    console.print(f"{len(targets)} images in {output}", soft_wrap=True)
+
+
+def prior_train_command(options: argparse.Namespace, console: Console) -> None:
+    """Train a small MIRNet on a folder of clean images; the same command resumes it."""
+    import torch
+
+    from pipeline.data.images import load_folder
+    from pipeline.prior_training import train_prior
+    from pipeline.priors import MIRNet, save_prior
+
+    config = _config(options)
+    numbers = config.prior_train
+    images = load_folder(options.images, minimum_size=numbers.patch_size)
+    for name in config.data.exclude:
+        if images.pop(name, None) is None:
+            raise ValueError(f"`data.exclude` names {name!r}, which is not in {options.images}")
+    target = Path(options.to)
+    if target.suffix != ".safetensors":
+        raise ValueError(f"`--to` must name a .safetensors file, got {target}")
+    torch.manual_seed(numbers.seed)
+    prior = MIRNet(num_channels=numbers.num_channels, num_blocks=numbers.num_blocks)
+    with ProgressReport(console) as progress:
+        train_prior(
+            prior, list(images.values()), numbers, checkpoint_path=target.with_suffix(".checkpoint"),
+            device=torch.device(config.device),
+            progress=lambda step, loss, seconds: progress("train prior", step, numbers.num_steps),
+        )  # fmt: skip
+    save_prior(prior, target)
+    console.print(f"prior: {target}; the training's checkpoint beside it can be removed", soft_wrap=True)
+
+
+def _load_denoiser(options: argparse.Namespace) -> Any:
+    from pipeline.cluster import load_op_files, read_op_files
+    from pipeline.models import load_denoiser
+
+    load_op_files(read_op_files(tuple(options.op_file)))
+    return load_denoiser(options.model).to(options.device)
+
+
+def _config(options: argparse.Namespace) -> Config:
+    overrides = list(options.overrides)
+    if getattr(options, "output", None):
+        overrides.append(f"output={json.dumps(options.output)}")
+    return load_config(options.config, overrides)
+
+
+def _params(config: Config) -> dict[str, Any]:
+    settings = config.to_dict()
+    for key in ("ray", "tracking", "prior_train", "output", "name"):
+        del settings[key]
+    return settings | {"config_hash": config.config_hash}
+
+
+def _tracking_uri(config: Config) -> str:
+    if config.tracking.uri:
+        return config.tracking.uri
+    return f"sqlite:///{(Path(config.output).absolute().parent / 'mlflow.db')}"
+
+
+def _tracker(config: Config, folder: Path) -> Any:
+    from pipeline.tracking import Tracker
+
+    remembered = folder / "mlflow_run_id"
+    tracker = Tracker.open(
+        _tracking_uri(config), config.tracking.experiment, f"{config.name} seed {config.seed}", kind="architecture",
+        tags={"preset": config.name, "config_hash": config.config_hash},
+        run_id=remembered.read_text().strip() if remembered.exists() else None,
+    )  # fmt: skip
+    remembered.write_text(tracker.run_id + "\n")
+    return tracker
