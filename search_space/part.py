@@ -21,6 +21,10 @@ class PartFrame(nn.Module):
     Part 0 maps a noisy image (B, 3, H, W) to features (B, C, H, W), part 1 features to features, part 2 features to
     the residual image (B, 3, H, W). The tail starts at zero, so an untrained part is its stem (part 0) or the identity
     (parts 1 and 2) before the image output.
+
+    The stem ends with an activation, which the paper does not mention: without it a light part, most of whose cells
+    skip, is linear. Three parts of skips reach 29.9 dB with it and 28.4 dB without, with two `conv_d1` cells in each
+    30.3 dB against 30.15 dB for a plain U-Net (1500 steps, sigma 25, C = 16, seeds 0 and 1; AMD EPYC, 2026-11-24).
     """
 
     def __init__(self, part_index: int, num_channels: int, last_width_channels: int) -> None:
@@ -44,22 +48,19 @@ class PartFrame(nn.Module):
 def frame_specs(part_index: int, num_channels: int, last_channels: int, height: int, width: int) -> dict[str, OpSpec]:
     """Return the OpSpec of `stem`, `tail`, `long_skip` and, in the last part, `image`."""
 
-    def conv3x3(in_channels: int, out_channels: int) -> OpSpec:
+    def spec(name: str, in_channels: int, out_channels: int) -> OpSpec:
         return OpSpec(
-            name="conv3x3", in_channels=in_channels, out_channels=out_channels, base_channels=num_channels,
+            name=name, in_channels=in_channels, out_channels=out_channels, base_channels=num_channels,
             height=height, width=width,
         )  # fmt: skip
 
     specs = {
-        "stem": conv3x3(3 if part_index == 0 else num_channels, num_channels),
-        "tail": conv3x3(last_channels, num_channels),
-        "long_skip": OpSpec(
-            name="add", in_channels=num_channels, out_channels=num_channels, base_channels=num_channels,
-            height=height, width=width,
-        ),
-    }  # fmt: skip
+        "stem": spec("conv_d1", 3 if part_index == 0 else num_channels, num_channels),
+        "tail": spec("conv3x3", last_channels, num_channels),
+        "long_skip": spec("add", num_channels, num_channels),
+    }
     if part_index == LAST_PART:
-        specs["image"] = conv3x3(num_channels, 3)
+        specs["image"] = spec("conv3x3", num_channels, 3)
     return specs
 
 

@@ -96,7 +96,7 @@ def test_a_part_of_one_cell_by_hand(make_arch: MakeArch) -> None:
         )
 
     widths = (16, 14, 12, 10, 8)
-    expected = price("conv3x3", 16, 16) + price("add", 16, 16)  # the stem of part 1, and its long skip
+    expected = price("conv_d1", 16, 16) + price("add", 16, 16)  # the stem of part 1, and its long skip
     for width, p_width in zip(widths, p["gamma"][0].tolist(), strict=True):
         cell = sum(
             p_op * price(name, 16, width)

@@ -90,7 +90,7 @@ def test_op_specs_by_hand() -> None:
     specs = part_op_specs(2, part, space, height=9, width=12)
     found = [(s.name, s.in_channels, s.out_channels, s.height, s.width) for s in specs]
     assert found == [
-        ("conv3x3", 32, 32, 9, 12),
+        ("conv_d1", 32, 32, 9, 12),
         ("conv3x3", 20, 32, 9, 12),
         ("add", 32, 32, 9, 12),
         ("conv3x3", 32, 3, 9, 12),

@@ -192,7 +192,7 @@ def test_weights_are_inherited_by_name_and_prefix(
     last = part.cells[-1]
     channels = space.channels(last.out_width)
     torch.testing.assert_close(network.tail.weight, supernet.tail.weight[:, :channels])
-    torch.testing.assert_close(network.stem.weight, supernet.stem.weight)
+    torch.testing.assert_close(network.stem.conv.weight, supernet.stem.conv.weight)
     x = make_input(1, space.channels(last.in_width), (8, 8))
     op = supernet.cells["r0_l6"].ops[last.op]
     torch.testing.assert_close(network.cells["r0_l6"].op(x), op(x, channels), rtol=1e-5, atol=1e-5)
