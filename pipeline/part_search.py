@@ -12,6 +12,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from pipeline.candidates import find_candidate
 from pipeline.checkpoint import load_checkpoint, save_checkpoint
 from pipeline.config import SearchConfig
 from pipeline.data.part_data import PartData
@@ -24,7 +25,6 @@ from search_space import (
     PartSupernet,
     SearchSpace,
     derive,
-    derive_sample,
     inherit_weights,
     restrict_to_budget,
 )
@@ -32,7 +32,6 @@ from search_space import (
 Log = Callable[[int, dict[str, float]], None]
 
 _DERIVE_BATCHES = 4  # of D_archi, the same for every candidate
-_DRAWS_PER_SAMPLE = 20  # drawn at most for every candidate within the budget
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -158,9 +157,8 @@ class _PartSearch:
     def result(self) -> PartSearchResult:
         """Derive the part, with the weights that the supernet has for it (Algorithm 1, line 8)."""
         arch = self.supernet.arch
-        network = self._network(derive(arch, threshold=self.config.threshold))
-        if self.config.derive_samples > 0:
-            network = self._best_candidate(network)
+        is_argmax = self.config.derive_samples == 0
+        network = self._network(derive(arch, threshold=self.config.threshold)) if is_argmax else self._best_candidate()
         return PartSearchResult(
             part=network.part,
             weights={name: tensor.detach().cpu().contiguous() for name, tensor in network.state_dict().items()},
@@ -171,38 +169,22 @@ class _PartSearch:
             entropies=arch.entropies(),
         )
 
-    def _best_candidate(self, derived: PartNetwork) -> PartNetwork:
-        """Return the candidate with the lowest L_dp on D_archi among the derived part and samples within the budget.
-
-        A short search leaves the softmaxes undecided, so the argmax is one of many likely parts, and its cost is not
-        the expected one. Without a budget a candidate's cost counts as in Eq. (13), in units of the uniform part's. If
-        no candidate is within the budget, the cheapest one is kept.
-        """
+    def _best_candidate(self) -> PartNetwork:
+        """Return the best of `derive_samples` candidates by L_dp on D_archi with inherited weights."""
         config, arch = self.config, self.supernet.arch
         generator = torch.Generator().manual_seed(int(self.generator.initial_seed()) + 1)
         batches = [self.data.sample("architecture", config.batch_size, generator) for _ in range(_DERIVE_BATCHES)]
-        budget = math.inf if self.target_cost is None else self.target_cost
-        parts: dict[PartGenotype, float] = {derived.part: self.costs.of(derived.part)}
-        num_within = int(parts[derived.part] <= budget)
-        for _ in range(_DRAWS_PER_SAMPLE * config.derive_samples):
-            if num_within > config.derive_samples:
-                break
-            part = derive_sample(arch, generator=generator, threshold=config.threshold)
-            if part not in parts:
-                parts[part] = self.costs.of(part)
-                num_within += parts[part] <= budget
-        within = [part for part, cost in parts.items() if cost <= budget] or [min(parts, key=lambda part: parts[part])]
-        uniform_cost = self.costs.uniform_cost(arch)
 
-        def score(part: PartGenotype) -> float:
+        def l_dp(part: PartGenotype) -> float:
             network = self._network(part)
             with torch.inference_mode():
-                l_dp = sum(feature_distance(network(x), target).item() for x, target in batches) / len(batches)
-            return (
-                l_dp if self.target_cost is not None else l_dp + config.complexity_weight * parts[part] / uniform_cost
-            )
+                return sum(feature_distance(network(x), target).item() for x, target in batches) / len(batches)
 
-        return self._network(min(within, key=score))
+        part = find_candidate(
+            arch, self.costs, l_dp, budget=self.target_cost, complexity_weight=config.complexity_weight,
+            num_candidates=config.derive_samples, threshold=config.threshold, generator=generator,
+        )  # fmt: skip
+        return self._network(part)
 
     def _network(self, part: PartGenotype) -> PartNetwork:
         network = PartNetwork(self.supernet.part_index, part, self.supernet.space)

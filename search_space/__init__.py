@@ -12,7 +12,7 @@ from search_space.complexity import (
     op_macs,
     op_num_parameters,
 )
-from search_space.derive import DEFAULT_THRESHOLD, choices_of, derive, derive_sample
+from search_space.derive import DEFAULT_THRESHOLD, choices_of, derive, perturb, redraw_cell
 from search_space.estimators import ESTIMATORS, Estimator, Selection, select
 from search_space.expected_cost import LEVEL_WEIGHTS, CostModel, PartCost, restrict_to_budget, space_op_specs
 from search_space.genotype import NUM_PARTS, CellGenotype, Genotype, PartGenotype
@@ -57,7 +57,6 @@ __all__ = [
     "cell_op_specs",
     "choices_of",
     "derive",
-    "derive_sample",
     "genotype_macs",
     "genotype_num_parameters",
     "genotype_op_specs",
@@ -67,6 +66,8 @@ __all__ = [
     "op_macs",
     "op_num_parameters",
     "part_op_specs",
+    "perturb",
+    "redraw_cell",
     "restrict_to_budget",
     "sample_genotype",
     "sample_part",

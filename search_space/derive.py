@@ -70,10 +70,8 @@ def derive(arch: ArchParameters, *, threshold: float = DEFAULT_THRESHOLD) -> Par
     return keep_reachable(cells, space)
 
 
-def derive_sample(
-    arch: ArchParameters, *, generator: torch.Generator, threshold: float = DEFAULT_THRESHOLD
-) -> PartGenotype:
-    """Derive after adding Gumbel noise to every logit: a draw from what the search believes in.
+def perturb(arch: ArchParameters, *, generator: torch.Generator) -> ArchParameters:
+    """Return a copy with Gumbel noise on every logit, of which `derive` is a draw from what the search believes in.
 
     Operators and widths are then samples of their softmax (the Gumbel-max trick of Eq. (5)), pathways are kept by the
     threshold rule of a perturbed softmax.
@@ -81,9 +79,23 @@ def derive_sample(
     noisy = copy.deepcopy(arch)
     with torch.no_grad():
         for parameter in noisy.parameters():
-            gumbel = -torch.empty(parameter.shape).exponential_(generator=generator).log()
-            parameter.add_(gumbel.to(parameter))
-    return derive(noisy, threshold=threshold)
+            parameter.add_(_gumbel(parameter, generator))
+    return noisy
+
+
+def redraw_cell(
+    noisy: ArchParameters, arch: ArchParameters, index: int, *, generator: torch.Generator
+) -> ArchParameters:
+    """Return a copy of `noisy`, made from `arch` by `perturb`, with new noise on the logits of cell `index`."""
+    other = copy.deepcopy(noisy)
+    with torch.no_grad():
+        for parameter, logits in zip(other.parameters(), arch.parameters(), strict=True):
+            parameter[index] = logits[index] + _gumbel(logits[index], generator)
+    return other
+
+
+def _gumbel(like: Tensor, generator: torch.Generator) -> Tensor:
+    return -torch.empty(like.shape).exponential_(generator=generator).log().to(like)
 
 
 def choices_of(part: PartGenotype, space: SearchSpace) -> Choices:
