@@ -11,40 +11,44 @@ import torch
 from torch import Tensor, nn
 
 from ops import OpSpec, create_op, load_prefix
+from search_space.fold import Term, Weights, fold_skips
 from search_space.genotype import NUM_PARTS, CellGenotype, Genotype, PartGenotype
 from search_space.part import PartFrame, feature_size, frame_specs, mix
-from search_space.space import WIDTHS, CellPosition, SearchSpace
+from search_space.space import WIDTHS, CellPosition, Direction, SearchSpace
 from search_space.supernet import MixedCell, PartSupernet, cell_key
 
 
 class _Cell(nn.Module):
-    """One operator with its kept sources; the pathway weights are learnable scalars where there are several (E8)."""
+    """One operator and the sum that it reads; the weights are learnable scalars where several are summed (E8)."""
 
-    def __init__(self, cell: CellGenotype, space: SearchSpace, out_widths: dict[CellPosition, int]) -> None:
+    def __init__(
+        self, cell: CellGenotype, weights: Weights, space: SearchSpace, out_widths: dict[CellPosition, int]
+    ) -> None:
         super().__init__()
         self.position = cell.position
         self.in_channels = space.channels(cell.in_width)
-        self.directions = tuple(direction for direction, _ in cell.resolution_pathways)
-        specs = _cell_specs(cell, space, out_widths, height=1, width=1)
+        specs = _cell_specs(cell, weights, space, out_widths, height=1, width=1)
         self.op = create_op(specs["op"])
         self.up = create_op(specs["up"]) if "up" in specs else None
         self.down = create_op(specs["down"]) if "down" in specs else None
-        self.sources = {d: space.source(cell.position, d) for d in self.directions}
+        self.sources = {key: space.source(cell.position, key) for key in weights if not isinstance(key, Term)}
         self.opened_from = space.opened_from(cell.position)
-        weights = source_weights(cell)
-        self.source_keys = tuple(weights)
+        self.summed = tuple(weights)
         self.source_weights = nn.Parameter(torch.tensor(list(weights.values()))) if len(weights) > 1 else None
 
     def forward(self, features: dict[CellPosition, Tensor]) -> Tensor:
-        resampled: dict[str, Tensor] = {}
-        if self.up is not None:
-            resampled["up"] = self.up(features[self.sources["up"]], features[self.opened_from], self.in_channels)
-        if self.down is not None:
-            resampled["down"] = self.down(features[self.sources["down"]], self.in_channels)
-        resolution = self.position.resolution
-        same = {key: features[CellPosition(resolution, key)] for key in self.source_keys if isinstance(key, int)}
-        weights: Sequence[Tensor | float] = [1.0] if self.source_weights is None else self.source_weights.unbind()
-        return self.op(mix(resampled, same, dict(zip(self.source_keys, weights, strict=True)), self.in_channels))
+        weights: Sequence[Tensor | float] = (1.0,) if self.source_weights is None else self.source_weights.unbind()
+        return self.op(mix([self._source(key, features) for key in self.summed], weights, self.in_channels))
+
+    def _source(self, key: Direction | Term, features: dict[CellPosition, Tensor]) -> Tensor:
+        if isinstance(key, Term):
+            feature = features[key.position]
+            return feature if feature.shape[1] == key.channels else feature[:, : key.channels]
+        if key == "up":
+            assert self.up is not None
+            return self.up(features[self.sources[key]], features[self.opened_from], self.in_channels)
+        assert self.down is not None
+        return self.down(features[self.sources[key]], self.in_channels)
 
 
 class PartNetwork(PartFrame):
@@ -53,8 +57,14 @@ class PartNetwork(PartFrame):
     def __init__(self, part_index: int, part: PartGenotype, space: SearchSpace) -> None:
         super().__init__(part_index, space.num_channels, space.channels(part.cells[-1].out_width))
         self.part = part
-        out_widths = _out_widths(part)
-        self.cells = nn.ModuleDict({cell_key(cell.position): _Cell(cell, space, out_widths) for cell in part.cells})
+        out_widths, summed = _out_widths(part), fold_skips(part, space)
+        self.cells = nn.ModuleDict(
+            {
+                cell_key(cell.position): _Cell(cell, summed[cell.position], space, out_widths)
+                for cell in part.cells
+                if cell.position in summed
+            }
+        )
         self.last_cell = space.last_cell
 
     def forward(self, x: Tensor) -> Tensor:
@@ -116,22 +126,6 @@ def inherit_weights(part: PartNetwork, supernet: PartSupernet) -> None:
                 load_prefix(resampler, source)
 
 
-def source_weights(cell: CellGenotype) -> dict[str | int, float]:
-    """Return the weight of every source of a cell, O_RES and O_CONN averaged where both exist (see `MixedCell.gather`).
-
-    The feature one layer before, which both may keep, appears once.
-    """
-    share = 0.5 if cell.dense_pathways else 1.0
-    weights: dict[str | int, float] = {d: share * w for d, w in cell.resolution_pathways if d != "same"}
-    for layer, weight in cell.dense_pathways:
-        weights[layer] = share * weight
-    for direction, weight in cell.resolution_pathways:
-        if direction == "same":
-            layer = cell.position.layer - 1
-            weights[layer] = weights.get(layer, 0.0) + share * weight
-    return weights
-
-
 def part_op_specs(part_index: int, part: PartGenotype, space: SearchSpace, *, height: int, width: int) -> list[OpSpec]:
     """List every operator call of a part on a `height` x `width` image: what a latency table prices."""
     last_channels = space.channels(part.cells[-1].out_width)
@@ -144,12 +138,14 @@ def part_op_specs(part_index: int, part: PartGenotype, space: SearchSpace, *, he
 def cell_op_specs(
     part: PartGenotype, space: SearchSpace, *, height: int, width: int
 ) -> dict[CellPosition, list[OpSpec]]:
-    """Return the operator calls of every cell: its operator, resamplers and sums."""
-    out_widths = _out_widths(part)
-    return {
-        cell.position: list(_cell_specs(cell, space, out_widths, height=height, width=width).values())
-        for cell in part.cells
-    }
+    """Return the operator calls of every cell: its operator, resamplers and sums; none for a folded skip cell."""
+    out_widths, summed = _out_widths(part), fold_skips(part, space)
+    calls: dict[CellPosition, list[OpSpec]] = {cell.position: [] for cell in part.cells}
+    for cell in part.cells:
+        if cell.position in summed:
+            specs = _cell_specs(cell, summed[cell.position], space, out_widths, height=height, width=width)
+            calls[cell.position] = list(specs.values())
+    return calls
 
 
 def genotype_op_specs(genotype: Genotype, *, height: int, width: int) -> list[list[OpSpec]]:
@@ -162,7 +158,13 @@ def _out_widths(part: PartGenotype) -> dict[CellPosition, int]:
 
 
 def _cell_specs(
-    cell: CellGenotype, space: SearchSpace, out_widths: dict[CellPosition, int], *, height: int, width: int
+    cell: CellGenotype,
+    weights: Weights,
+    space: SearchSpace,
+    out_widths: dict[CellPosition, int],
+    *,
+    height: int,
+    width: int,
 ) -> dict[str, OpSpec]:
     """Return the OpSpec of the operator, of each resampler and of each sum, keyed `op`, `up`, `down`, `add1` .."""
     in_channels = space.channels(cell.in_width)
@@ -179,6 +181,6 @@ def _cell_specs(
         if direction != "same":
             source = space.source(cell.position, direction)
             specs[direction] = spec(direction, space.channels(out_widths[source]), in_channels, source.resolution)
-    for index in range(1, len(source_weights(cell))):  # every source beyond the first is added
+    for index in range(1, len(weights)):  # every source beyond the first is added
         specs[f"add{index}"] = spec("add", in_channels, in_channels, cell.position.resolution)
     return specs

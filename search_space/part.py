@@ -5,7 +5,7 @@ Shared by `supernet` (all candidates) and `network` (one architecture), so that 
 Legend: B batch, C channels, H height, W width.
 """
 
-from collections.abc import Mapping
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
@@ -64,32 +64,18 @@ def frame_specs(part_index: int, num_channels: int, last_channels: int, height: 
     return specs
 
 
-def mix(
-    sources: Mapping[str, Tensor],
-    same_resolution: Mapping[int, Tensor],
-    weights: Mapping[str | int, Tensor | float],
-    channels: int,
-) -> Tensor:
+def mix(features: Sequence[Tensor], weights: Sequence[Tensor | float], channels: int) -> Tensor:
     """Weighted sum of a cell's sources, each cut or zero-padded to `channels`.
 
     Args:
-        sources: resampled features, keyed `up`, `down`.
-        same_resolution: earlier features of the cell's resolution, keyed by layer.
-        weights: scalar per source under the same keys; a Python 1.0 costs nothing.
+        features: (B, any, H, W) each, at least one.
+        weights: scalar per feature; a Python 1.0 in front costs nothing.
         channels: of the result.
     """
-    total: Tensor | None = None
-    features: list[tuple[str | int, Tensor]] = [*sources.items(), *same_resolution.items()]
-    for key, feature in features:
-        weight = weights[key]
-        term = fit_channels(feature, channels)
-        if total is not None:
-            total = torch.addcmul(total, term, torch.as_tensor(weight).to(term))
-        elif isinstance(weight, float) and weight == 1.0:
-            total = term
-        else:
-            total = term * weight
-    assert total is not None, "a cell without sources"
+    first, weight = fit_channels(features[0], channels), weights[0]
+    total = first if isinstance(weight, float) and weight == 1.0 else first * weight
+    for feature, weight in zip(features[1:], weights[1:], strict=True):
+        total = torch.addcmul(total, fit_channels(feature, channels), torch.as_tensor(weight).to(total))
     return total
 
 

@@ -54,7 +54,7 @@ class MixedCell(nn.Module):
         layers = space.dense_layers(cell)
         share = 0.5 if layers else 1.0
         weights: dict[str | int, Tensor | float] = {layer: share * dense[layer] for layer in layers}
-        resampled: dict[str, Tensor] = {}
+        sources: dict[str | int, Tensor] = {}
         for direction, weight in zip(DIRECTIONS, resolution, strict=True):
             if direction not in space.directions(cell):
                 continue
@@ -64,11 +64,11 @@ class MixedCell(nn.Module):
                 continue
             weights[direction] = share * weight
             if self.up is not None and direction == "up":
-                resampled[direction] = self.up(features[source], features[space.opened_from(cell)], channels)
+                sources[direction] = self.up(features[source], features[space.opened_from(cell)], channels)
             elif self.down is not None:
-                resampled[direction] = self.down(features[source], channels)
-        same = {layer: features[CellPosition(cell.resolution, layer)] for layer in layers}
-        return mix(resampled, same, weights, channels)
+                sources[direction] = self.down(features[source], channels)
+        sources |= {layer: features[CellPosition(cell.resolution, layer)] for layer in layers}
+        return mix(list(sources.values()), [weights[key] for key in sources], channels)
 
     def forward(
         self,

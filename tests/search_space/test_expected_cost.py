@@ -1,5 +1,6 @@
 import zlib
 from collections.abc import Callable
+from dataclasses import replace
 
 import pytest
 import torch
@@ -42,12 +43,24 @@ def model(space: SearchSpace, price: Callable[[OpSpec], float] = any_price, part
 def test_the_expected_total_of_a_decided_part_is_the_sum_over_its_operators(
     space: SearchSpace, make_arch: MakeArch, seed: int, part_index: int
 ) -> None:
+    space = replace(space, candidate_ops=tuple(name for name in space.candidate_ops if name != "skip"))
     arch = make_arch(space, seed=seed, spread=DECIDED)
     assert all(((p == 0) | (p == 1)).all() for p in arch.probabilities().values())
     part = derive(arch)
     specs = part_op_specs(part_index, part, space, height=32, width=48)
     total = model(space, part_index=part_index).expected(arch).total
     assert total.item() == pytest.approx(sum(map(any_price, specs)), rel=1e-5)
+
+
+def test_folded_skip_cells_cost_less_than_expected(space: SearchSpace, make_arch: MakeArch) -> None:
+    """The expected cost counts the sums of skip cells where they stand, the network sums at their readers."""
+    differences = []
+    for seed in range(20):
+        arch = make_arch(replace(space, candidate_ops=("skip", "conv_d1")), seed=seed, spread=DECIDED)
+        costs = model(arch.space, lambda spec: float(spec.name == "add"))
+        differences.append(costs.expected(arch).total.item() - costs.of(derive(arch)))
+    assert min(differences) > -1e-4
+    assert max(differences) > 0.9
 
 
 def test_decided_parts_with_and_without_unreachable_cells_occur(space: SearchSpace, make_arch: MakeArch) -> None:
@@ -108,6 +121,7 @@ def test_a_part_of_one_cell_by_hand(make_arch: MakeArch) -> None:
 
 def test_the_expected_total_is_the_mean_over_sampled_choices(tiny_space: SearchSpace, make_arch: MakeArch) -> None:
     """Reach probabilities treat pathways as independent; where only operators and widths vary, that is exact."""
+    tiny_space = replace(tiny_space, candidate_ops=("conv_d1", "conv_r"))  # skip cells are folded
     arch = make_arch(tiny_space, seed=2)
     with torch.no_grad():
         arch.beta.mul_(DECIDED)

@@ -1,5 +1,4 @@
 import copy
-from dataclasses import replace
 
 import pytest
 import torch
@@ -19,7 +18,7 @@ from search_space import (
     part_op_specs,
     sample_genotype,
 )
-from search_space.network import source_weights
+from search_space.fold import fold_skips
 
 
 def make_genotype(space: SearchSpace, seed: int) -> Genotype:
@@ -95,12 +94,12 @@ def test_op_specs_by_hand() -> None:
         ("add", 32, 32, 9, 12),
         ("conv3x3", 32, 3, 9, 12),
         ("conv_d1", 32, 24, 9, 12),
-        ("skip", 24, 28, 9, 12),
-        ("add", 24, 24, 9, 12),  # layers 0 and 1; the latter, kept twice, is one source
+        # The skip cell is folded into the last one, which then sums the stem and layer 1.
         ("hin", 24, 16, 5, 6),  # 9 rows are rounded up to 5
         ("down", 24, 24, 9, 12),
         ("swin", 28, 20, 9, 12),
         ("up", 16, 28, 5, 6),
+        ("add", 28, 28, 9, 12),
         ("add", 28, 28, 9, 12),
     ]
     assert {s.base_channels for s in specs} == {32}
@@ -110,35 +109,12 @@ def test_op_specs_by_hand() -> None:
     assert build_network(genotype)(torch.zeros(1, 3, 9, 12)).shape == (1, 3, 9, 12)
 
 
-def test_a_source_that_two_pathways_keep_counts_once() -> None:
-    cell = CellGenotype(
-        position=CellPosition(0, 5),
-        op="skip",
-        in_width=8,
-        out_width=8,
-        resolution_pathways=(("up", 0.4), ("same", 0.6)),
-        dense_pathways=((1, 0.3), (4, 0.7)),
-    )
-    assert source_weights(cell) == pytest.approx({"up": 0.2, 1: 0.15, 4: 0.65})
-    alone = replace(cell, resolution_pathways=(("same", 1.0),), dense_pathways=((4, 1.0),))
-    assert source_weights(alone) == pytest.approx({4: 1.0})
-    no_dense = replace(cell, dense_pathways=())
-    assert source_weights(no_dense) == pytest.approx({"up": 0.4, 4: 0.6})
-
-
-@pytest.mark.parametrize("seed", range(10))
-def test_source_weights_sum_to_one(space: SearchSpace, seed: int) -> None:
-    for part in make_genotype(space, seed).parts:
-        for cell in part.cells:
-            assert sum(source_weights(cell).values()) == pytest.approx(1)
-
-
 def test_pathway_weights_are_learned_where_there_are_several(genotype: Genotype) -> None:
     network = build_network(genotype)
     for part, module in zip(genotype.parts, network.parts, strict=True):
-        for cell in part.cells:
-            learned = module.cells[f"r{cell.position.resolution}_l{cell.position.layer}"].source_weights
-            expected = list(source_weights(cell).values())
+        for position, weights in fold_skips(part, genotype.space).items():
+            learned = module.cells[f"r{position.resolution}_l{position.layer}"].source_weights
+            expected = list(weights.values())
             if len(expected) == 1:
                 assert learned is None
             else:
