@@ -3,16 +3,19 @@
 Called by `pipeline.part_search` at the end of a search, instead of the paper's argmax alone.
 
 A short search leaves the softmaxes undecided, so their argmax is one of many likely parts, and its cost is not the
-expected one. Half of the candidates are independent draws; every other one changes a single cell of the best so far.
+expected one. A quarter of the candidates are independent draws; every other one changes one choice of the best so far.
 """
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from typing import TypeVar
 
 import torch
 
-from search_space import ArchParameters, CostModel, PartGenotype, derive, perturb, redraw_cell
+from search_space import ArchParameters, CostModel, PartGenotype, derive, perturb, redraw
 
+_LEVELS = ("alpha", "beta", "gamma", "delta")
+_T = TypeVar("_T")
 _TRIES_PER_CANDIDATE = 20  # draws at most for every candidate that is new and within the budget
 
 
@@ -52,11 +55,11 @@ def find_candidate(
             break
         if not seen:
             logits = arch
-        elif best is None or num_scored < num_candidates // 2:
+        elif best is None or num_scored < num_candidates // 4:
             logits = perturb(arch, generator=generator)
         else:
-            cell = best.cells[int(torch.randint(len(best.cells), (1,), generator=generator))]
-            logits = redraw_cell(best_logits, arch, arch.space.cells.index(cell.position), generator=generator)
+            index = arch.space.cells.index(_pick(best.cells, generator).position)
+            logits = redraw(best_logits, arch, index, _pick(_LEVELS, generator), generator=generator)
         part = derive(logits, threshold=threshold)
         if part in seen:
             continue
@@ -68,3 +71,7 @@ def find_candidate(
         if best is None or score < best_score:
             best, best_logits, best_score = part, logits, score
     return best if best is not None else min(seen, key=lambda part: seen[part])
+
+
+def _pick(options: Sequence[_T], generator: torch.Generator) -> _T:
+    return options[int(torch.randint(len(options), (1,), generator=generator))]

@@ -12,7 +12,7 @@ from search_space.complexity import (
     op_macs,
     op_num_parameters,
 )
-from search_space.derive import DEFAULT_THRESHOLD, choices_of, derive, perturb, redraw_cell
+from search_space.derive import DEFAULT_THRESHOLD, choices_of, derive, perturb, redraw
 from search_space.estimators import ESTIMATORS, Estimator, Selection, select
 from search_space.expected_cost import LEVEL_WEIGHTS, CostModel, PartCost, restrict_to_budget, space_op_specs
 from search_space.genotype import NUM_PARTS, CellGenotype, Genotype, PartGenotype
@@ -67,7 +67,7 @@ __all__ = [
     "op_num_parameters",
     "part_op_specs",
     "perturb",
-    "redraw_cell",
+    "redraw",
     "restrict_to_budget",
     "sample_genotype",
     "sample_part",

@@ -83,14 +83,22 @@ def perturb(arch: ArchParameters, *, generator: torch.Generator) -> ArchParamete
     return noisy
 
 
-def redraw_cell(
-    noisy: ArchParameters, arch: ArchParameters, index: int, *, generator: torch.Generator
+def redraw(
+    noisy: ArchParameters, arch: ArchParameters, index: int, level: str, *, generator: torch.Generator
 ) -> ArchParameters:
-    """Return a copy of `noisy`, made from `arch` by `perturb`, with new noise on the logits of cell `index`."""
+    """Return a copy of `noisy`, made from `arch` by `perturb`, with new noise on one choice.
+
+    Args:
+        noisy: perturbed architecture parameters.
+        arch: those of the search.
+        index: of the cell.
+        level: alpha, beta, gamma or delta.
+        generator: source of randomness.
+    """
     other = copy.deepcopy(noisy)
     with torch.no_grad():
-        for parameter, logits in zip(other.parameters(), arch.parameters(), strict=True):
-            parameter[index] = logits[index] + _gumbel(logits[index], generator)
+        logits = getattr(arch, level)[index]
+        getattr(other, level)[index] = logits + _gumbel(logits, generator)
     return other
 
 
