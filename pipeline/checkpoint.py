@@ -6,13 +6,14 @@ Called by prior training, the part searches and retraining. Reading never runs a
 import os
 import pickle
 import warnings
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
-from torch import Tensor
+from torch import Tensor, nn
 
 
 def write_atomically(path: Path | str, text: str) -> None:
@@ -89,6 +90,35 @@ def load_weights(path: Path | str) -> dict[str, Tensor]:
         return load_file(path)
     except (SafetensorError, OSError) as error:
         raise ValueError(f"weights {path} cannot be read: {error}") from error
+
+
+def fill_by_name(
+    module: nn.Module, tensors: Mapping[str, Tensor], problem: str, *, optional: Collection[str] = ()
+) -> None:
+    """Copy tensors into the parameters and buffers of `module` of the same names, in their number type.
+
+    Tensors that the module shares may be given under any one of their names.
+
+    Args:
+        module: changed in place.
+        tensors: by name.
+        problem: begins the message of an error.
+        optional: names that may be missing.
+
+    Raises:
+        ValueError: a name is missing or unknown, or a tensor has another shape.
+    """
+    own = module.state_dict()
+    first_name: dict[int, str] = {}
+    for name, tensor in own.items():
+        first_name.setdefault(tensor.data_ptr(), name)
+    given = {own[name].data_ptr() for name in tensors if name in own}
+    missing = [name for pointer, name in first_name.items() if pointer not in given and name not in optional]
+    unknown = [name for name in tensors if name not in own]
+    wrong = [name for name, tensor in tensors.items() if name in own and tensor.shape != own[name].shape]
+    if missing or unknown or wrong:
+        raise ValueError(f"{problem}: missing {missing[:3]}, unknown {unknown[:3]}, of another shape {wrong[:3]}")
+    module.load_state_dict(dict(tensors), strict=False)
 
 
 def load_metadata(path: Path | str) -> dict[str, str]:

@@ -227,12 +227,12 @@ def denoise_command(options: argparse.Namespace, console: Console) -> None:
 
 
 def prior_train_command(options: argparse.Namespace, console: Console) -> None:
-    """Train a small MIRNet on a folder of clean images; the same command resumes it."""
+    """Train a small MIRNet or NAFNet on a folder of clean images; the same command resumes it."""
     import torch
 
     from pipeline.data.images import load_folder
-    from pipeline.prior_training import train_prior
-    from pipeline.priors import MIRNet, save_prior
+    from pipeline.prior_training import new_prior, train_prior
+    from pipeline.priors import save_prior
 
     config = _config(options)
     numbers = config.prior_train
@@ -244,7 +244,7 @@ def prior_train_command(options: argparse.Namespace, console: Console) -> None:
     if target.suffix != ".safetensors":
         raise ValueError(f"`--to` must name a .safetensors file, got {target}")
     torch.manual_seed(numbers.seed)
-    prior = MIRNet(num_channels=numbers.num_channels, num_blocks=numbers.num_blocks)
+    prior = new_prior(numbers)
     with ProgressReport(console) as progress:
         train_prior(
             prior, list(images.values()), numbers, checkpoint_path=target.with_suffix(".checkpoint"),

@@ -83,7 +83,7 @@ class PriorConfig:
     """The pretrained denoiser that supervises."""
 
     weights: str = "mirnet16"
-    """Name of a shipped prior, or a checkpoint file (.safetensors, .pth): MIRNet by its published names."""
+    """Name of a shipped prior, or a checkpoint file (.safetensors, .pth): MIRNet or NAFNet by their published names."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -242,9 +242,17 @@ class RayConfig:
 class PriorTrainConfig:
     """Training of a prior (`denoise-nas prior train`)."""
 
+    architecture: str = "mirnet"
+    """`mirnet` or `nafnet`."""
     num_channels: int = 16
     num_blocks: int = 1
-    """Multi-scale residual blocks per group; the published MIRNet has 2."""
+    """Multi-scale residual blocks per group of a MIRNet; the published one has 2."""
+    encoder_blocks: tuple[int, ...] = (1, 1, 2)
+    """Blocks per level of a NAFNet on the way down, full resolution first; published for SIDD: 2, 2, 4, 8."""
+    middle_blocks: int = 2
+    """Blocks at the lowest resolution of a NAFNet; published: 12."""
+    decoder_blocks: tuple[int, ...] = (1, 1, 1)
+    """Blocks per level of a NAFNet on the way up, full resolution last; published: 2, 2, 2, 2."""
     patch_size: int = 64
     batch_size: int = 8
     num_steps: int = 9000
@@ -255,6 +263,13 @@ class PriorTrainConfig:
     checkpoint_every: int = 250
 
     def __post_init__(self) -> None:
+        _check(self.architecture in PRIORS, "prior_train.architecture", f"one of {', '.join(PRIORS)}",
+               self.architecture)  # fmt: skip
+        if self.architecture == "nafnet":
+            multiple = 2 ** len(self.encoder_blocks)
+            _check(self.patch_size % multiple == 0, "prior_train.patch_size",
+                   f"a multiple of {multiple} for a NAFNet of {len(self.encoder_blocks)} levels",
+                   self.patch_size)  # fmt: skip
         for name in ("num_blocks", "batch_size", "num_steps", "checkpoint_every"):
             _check(getattr(self, name) >= 1, f"prior_train.{name}", "at least 1", getattr(self, name))
         _check(self.patch_size >= 16 and self.patch_size % 4 == 0, "prior_train.patch_size",
@@ -367,6 +382,7 @@ class Config:
 
 COSTS = ("latency", "parameters", "macs")
 SAMPLERS = ("random", "tpe", "nsga2")
+PRIORS = ("mirnet", "nafnet")
 
 
 def list_presets() -> list[str]:

@@ -19,10 +19,26 @@ from pipeline.checkpoint import load_checkpoint, save_checkpoint
 from pipeline.config import PriorTrainConfig
 from pipeline.data.patches import PatchSource
 from pipeline.plain import to_plain
-from pipeline.priors.base import Prior
+from pipeline.priors import MIRNet, NAFNet, Prior
 
 _logger = logging.getLogger(__name__)
 _WARMUP_STEPS = 200
+
+
+def new_prior(config: PriorTrainConfig) -> MIRNet | NAFNet:
+    """Build the network that `config` describes, with initial weights from torch's global random state.
+
+    Raises:
+        ValueError: its sizes are impossible.
+    """
+    if config.architecture == "nafnet":
+        return NAFNet(
+            num_channels=config.num_channels,
+            encoder_blocks=config.encoder_blocks,
+            middle_blocks=config.middle_blocks,
+            decoder_blocks=config.decoder_blocks,
+        )
+    return MIRNet(num_channels=config.num_channels, num_blocks=config.num_blocks)
 
 
 def train_prior(

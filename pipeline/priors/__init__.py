@@ -1,4 +1,4 @@
-"""The pretrained denoiser in three parts: shipped ones by name, published MIRNet checkpoints by file.
+"""The pretrained denoiser in three parts: shipped ones by name, published MIRNet and NAFNet checkpoints by file.
 
 Called wherever a prior is needed. Loading is weights-only: safetensors, or `torch.load` without unknown classes.
 """
@@ -9,11 +9,12 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from pipeline.checkpoint import load_checkpoint, load_weights, save_weights
+from pipeline.checkpoint import fill_by_name, load_checkpoint, load_weights, save_weights
 from pipeline.priors.base import NUM_PARTS, Prior
-from pipeline.priors.mirnet import MIRNet
+from pipeline.priors.mirnet import MIRNet, mirnet_sizes
+from pipeline.priors.nafnet import NAFNet, nafnet_sizes
 
-__all__ = ["NUM_PARTS", "MIRNet", "Prior", "list_priors", "load_prior", "save_prior"]
+__all__ = ["NUM_PARTS", "MIRNet", "NAFNet", "Prior", "list_priors", "load_prior", "save_prior"]
 
 
 def list_priors() -> list[str]:
@@ -23,7 +24,7 @@ def list_priors() -> list[str]:
 
 
 def load_prior(weights: str | Path, *, device: torch.device | str = "cpu") -> Prior:
-    """Load a MIRNet; its size is read off the tensors.
+    """Load a MIRNet or a NAFNet; which one it is, and its sizes, are read off the tensors.
 
     Args:
         weights: name of a shipped prior, or a file: `.safetensors`, or a checkpoint with the published names, bare or
@@ -47,7 +48,7 @@ def load_prior(weights: str | Path, *, device: torch.device | str = "cpu") -> Pr
         raise FileNotFoundError(
             f"prior {str(weights)!r} is neither a file nor a shipped prior; shipped are {', '.join(list_priors())}"
         )
-    prior = _build_mirnet(tensors, str(weights))
+    prior = _build(tensors, str(weights))
     return prior.to(device, memory_format=torch.channels_last).eval().requires_grad_(False)  # type: ignore[call-overload]
 
 
@@ -76,27 +77,24 @@ def _published_tensors(path: Path) -> dict[str, Tensor]:
     return {name.removeprefix("module."): tensor for name, tensor in state.items()}
 
 
-def _build_mirnet(tensors: dict[str, Tensor], source: str) -> MIRNet:
-    if "conv_in.weight" not in tensors or tensors["conv_in.weight"].dim() != 4:
-        raise ValueError(f"{source} is no MIRNet: `conv_in.weight` is missing; its keys begin with {list(tensors)[:3]}")
-    num_blocks = 1 + max(
-        (int(name.split(".")[3]) for name in tensors if name.startswith("body.0.body.") and ".blocks." in name),
-        default=0,
-    )
-    prior = MIRNet(num_channels=tensors["conv_in.weight"].shape[0], num_blocks=num_blocks)
-    own = prior.state_dict()
-    wrong = [n for n, t in tensors.items() if n in own and t.shape != own[n].shape]
-    first_name: dict[int, str] = {}  # shared tensors may be stored under any one of their names
-    given = {own[name].data_ptr() for name in tensors if name in own}
-    for name, tensor in own.items():
-        first_name.setdefault(tensor.data_ptr(), name)
-    buffers = {name for name, _ in prior.named_buffers()}
-    missing = [n for p, n in first_name.items() if p not in given and n not in buffers]
-    unknown = [name for name in tensors if name not in own]
-    if wrong or missing or unknown:
+def _build(tensors: dict[str, Tensor], source: str) -> MIRNet | NAFNet:
+    """Build the network that `tensors` belong to, told by its first convolution, and fill it."""
+    prior: MIRNet | NAFNet
+    if _is_kernel(tensors, "conv_in.weight"):
+        prior = MIRNet(**mirnet_sizes(tensors))
+    elif _is_kernel(tensors, "intro.weight"):
+        prior = NAFNet(**nafnet_sizes(tensors))  # type: ignore[arg-type]
+    else:
         raise ValueError(
-            f"{source} is no MIRNet of {prior.num_channels} channels: missing {missing[:3]}, unknown {unknown[:3]}, "
-            f"of another shape {wrong[:3]}"
+            f"{source} is no MIRNet and no NAFNet: neither `conv_in.weight` nor `intro.weight` is a kernel in it; "
+            f"its keys begin with {list(tensors)[:3]}"
         )
-    prior.load_state_dict({name: tensor.float() for name, tensor in tensors.items()}, strict=False)
+    constants = {name for name, _ in prior.named_buffers()}
+    fill_by_name(
+        prior, tensors, f"{source} is no {type(prior).__name__} of {prior.num_channels} channels", optional=constants
+    )
     return prior
+
+
+def _is_kernel(tensors: dict[str, Tensor], name: str) -> bool:
+    return name in tensors and tensors[name].dim() == 4

@@ -1,10 +1,12 @@
 """The contract of a prior: a pretrained denoiser that can be run part by part.
 
-Implemented by `mirnet.MIRNet`; used by the search (features to imitate), by retraining (Eq. 14) and by evaluation.
+Implemented by `mirnet.MIRNet` and `nafnet.NAFNet`; used by the search (features to imitate), by retraining (Eq. 14) and
+by evaluation.
 "Denoising Designs-inherited Search Framework for Image Denoising", arXiv 2502.13359, Section III-C.
 """
 
 from abc import ABC, abstractmethod
+from typing import Any
 
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -18,10 +20,14 @@ class Prior(nn.Module, ABC):
     Attributes:
         num_channels: C, the width of both cuts. The searched network has the same boundary.
         size_multiple: height and width given to `run_part` must be multiples of this.
+        pads_with_zeros: whole images are padded to that multiple with zeros; by default they are reflected.
+        sizes: keyword arguments that build the network again, as plain JSON values.
     """
 
     num_channels: int
     size_multiple: int = 1
+    pads_with_zeros: bool = False
+    sizes: dict[str, Any]
 
     @abstractmethod
     def run_part(self, part_index: int, x: Tensor) -> Tensor:
@@ -51,6 +57,8 @@ class Prior(nn.Module, ABC):
         padded = noisy
         if pad_bottom or pad_right:
             mode = "reflect" if min(height, width) > self.size_multiple else "replicate"
+            if self.pads_with_zeros:
+                mode = "constant"
             padded = F.pad(noisy, (0, pad_right, 0, pad_bottom), mode=mode)
         residual = self.features(padded)[-1]
         return noisy + residual[..., :height, :width]

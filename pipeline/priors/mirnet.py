@@ -7,6 +7,8 @@ Parameter names follow the published checkpoints, so that they load by name.
 Legend: B batch, C channels, H height, W width.
 """
 
+from collections.abc import Mapping
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -218,6 +220,7 @@ class MIRNet(Prior):
         if num_channels <= 0 or num_channels % 8:
             raise ValueError(f"`num_channels` must be a positive multiple of 8, got {num_channels}")
         self.num_channels = num_channels
+        self.sizes = {"num_channels": num_channels, "num_blocks": num_blocks}
         activation = nn.PReLU()  # one scalar for all 36 attention units, as published
         self.conv_in = _conv3x3(3, num_channels)
         self.body = nn.ModuleList(_RecursiveResidualGroup(num_channels, num_blocks, activation) for _ in range(3))
@@ -229,6 +232,16 @@ class MIRNet(Prior):
             return self.body[0](self.conv_in(x))
         features = self.body[part_index](x)
         return self.conv_out(features) if part_index == 2 else features
+
+
+def mirnet_sizes(tensors: Mapping[str, Tensor]) -> dict[str, int]:
+    """Read the keyword arguments of `MIRNet` off the tensors of a checkpoint.
+
+    Args:
+        tensors: by published name; `conv_in.weight` among them.
+    """
+    blocks = {name.split(".")[3] for name in tensors if name.startswith("body.0.body.") and ".blocks." in name}
+    return {"num_channels": tensors["conv_in.weight"].shape[0], "num_blocks": max(1, len(blocks))}
 
 
 def _conv3x3(in_channels: int, out_channels: int) -> nn.Conv2d:

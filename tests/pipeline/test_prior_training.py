@@ -8,8 +8,8 @@ import torch
 
 from pipeline import prior_training
 from pipeline.config import PriorTrainConfig
-from pipeline.prior_training import train_prior
-from pipeline.priors import MIRNet
+from pipeline.prior_training import new_prior, train_prior
+from pipeline.priors import MIRNet, NAFNet, Prior
 
 
 @pytest.fixture
@@ -19,9 +19,9 @@ def config() -> PriorTrainConfig:
 
 @pytest.fixture
 def train(images: list[np.ndarray], tmp_path: Path) -> Any:
-    def train_(config: PriorTrainConfig, name: str = "prior.checkpoint", **settings: Any) -> MIRNet:
+    def train_(config: PriorTrainConfig, name: str = "prior.checkpoint", **settings: Any) -> Prior:
         torch.manual_seed(0)
-        prior = MIRNet(num_channels=config.num_channels, num_blocks=config.num_blocks)
+        prior = new_prior(config)
         train_prior(prior, images, config, checkpoint_path=tmp_path / name, device=torch.device("cpu"), **settings)
         return prior
 
@@ -67,10 +67,34 @@ def test_a_checkpoint_of_another_configuration_is_refused(train: Any, config: Pr
         train(replace(config, seed=1))
 
 
+def test_the_architecture_is_chosen_by_configuration(config: PriorTrainConfig) -> None:
+    mirnet = new_prior(replace(config, num_blocks=2))
+    assert isinstance(mirnet, MIRNet)
+    assert mirnet.sizes == {"num_channels": 8, "num_blocks": 2}
+    nafnet = new_prior(replace(config, architecture="nafnet", encoder_blocks=(1, 2), decoder_blocks=(2, 1)))
+    assert isinstance(nafnet, NAFNet)
+    assert nafnet.sizes == {
+        "num_channels": 8, "encoder_blocks": [1, 2], "middle_blocks": 2, "decoder_blocks": [2, 1]
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"architecture": "unet"}, "`prior_train.architecture` must be one of mirnet, nafnet, got 'unet'"),
+        ({"architecture": "nafnet", "patch_size": 20}, "a multiple of 8 for a NAFNet of 3 levels, got 20"),
+    ],
+)
+def test_what_no_prior_can_be_is_refused(settings: Any, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        PriorTrainConfig(**settings)
+
+
 @pytest.mark.slow
-def test_the_loss_falls(train: Any, config: PriorTrainConfig) -> None:
+@pytest.mark.parametrize("architecture", ["mirnet", "nafnet"])
+def test_the_loss_falls(train: Any, config: PriorTrainConfig, architecture: str) -> None:
     rows: list[tuple[int, float, float]] = []
-    config = replace(config, num_steps=100, checkpoint_every=100, learning_rate=3e-3)
+    config = replace(config, architecture=architecture, num_steps=100, checkpoint_every=100, learning_rate=3e-3)
     train(config, progress=lambda *row: rows.append(row))
     assert [step for step, _, _ in rows] == [50, 100]
     assert rows[-1][1] < rows[0][1]

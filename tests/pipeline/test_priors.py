@@ -128,7 +128,7 @@ def test_wrong_keys_are_named(tmp_path: Path, tensors: dict[str, Tensor], change
 @pytest.mark.parametrize(
     ("state", "message"),
     [
-        ({"layer.weight": torch.zeros(3)}, r"is no MIRNet: `conv_in.weight` is missing; .*'layer.weight'"),
+        ({"layer.weight": torch.zeros(3)}, r"is no MIRNet and no NAFNet: neither .*'layer.weight'"),
         ({"conv_in.weight": torch.zeros(8)}, "is no MIRNet"),
         ({"conv_in.weight": torch.zeros(12, 3, 3, 3)}, "`num_channels` must be a positive multiple of 8, got 12"),
         ({"epoch": 3}, r"other\.pth holds no state_dict of tensors"),
