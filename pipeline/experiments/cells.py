@@ -17,6 +17,7 @@ from pipeline.plain import hash_of
 
 SCHEMA_VERSION = 1
 IDENTITY_FILE = "experiment.json"
+FIGURES_FOLDER = "figures"
 STAGES = ("run", "measure")
 
 

@@ -19,7 +19,8 @@ CONFIDENCE = 0.95
 RULE = (
     "A claim is seen where the 95 % interval of the mean paired difference over seeds (Student's t) lies wholly above "
     "its threshold, 0 where none is given; not seen where it lies wholly below; not decided otherwise, and with one "
-    "seed. The finding is seen if all its claims are, not seen if one is not, and not decided otherwise."
+    "seed. The finding is seen if all its claims are, not seen if one is not, and not decided otherwise; controls that "
+    "the paper lacks do not count."
 )
 Verdict = Literal["seen", "not seen", "not decided"]
 
@@ -74,7 +75,7 @@ def t_interval(differences: Sequence[float]) -> tuple[float, float]:
 
 def overall(findings: Sequence[Finding]) -> Verdict:
     """Return the verdict on the finding that several claims make up."""
-    verdicts = {finding.verdict for finding in findings}
+    verdicts = {finding.verdict for finding in findings if finding.claim.is_papers}
     if verdicts == {"seen"}:
         return "seen"
     return "not seen" if "not seen" in verdicts else "not decided"

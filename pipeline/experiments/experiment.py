@@ -95,6 +95,7 @@ class Claim:
         threshold: a smaller difference does not count.
         paper: the number that the paper's own figures give, or None.
         digits: after the decimal point.
+        is_papers: False for a control of ours, which the verdict on the paper's finding leaves out.
     """
 
     text: str
@@ -103,6 +104,7 @@ class Claim:
     threshold: float = 0.0
     paper: float | None = None
     digits: int = 2
+    is_papers: bool = True
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -122,7 +124,8 @@ class Experiment:
             one thread each.
         measure: numbers that depend on the clock, made for one cell at a time after all cells have run.
         needs_prices: the cells read `Inputs.table`.
-        draw: writes figures into a folder and returns their paths; called with the values of every variant by seed.
+        draw: writes figures into `figures` of the experiment's folder and returns their paths; called with the values
+            of every variant by seed, and the folder.
     """
 
     name: str

@@ -11,6 +11,11 @@ from pipeline.experiments.experiment import Experiment
 # In the order of the paper.
 EXPERIMENTS: dict[str, str] = {
     "resampling": "down- and up-sampling modules (Table I)",
+    "operators": "feature statistics of hin, swin and ib in one place (Fig. 3)",
+    "estimators": "memory and quality of three gradients of alpha (Table II, Fig. 9)",
+    "levels": "each level of the search space at random (Table VI)",
+    "prior": "three parts against the prior, or one search of the whole without it (Table VII)",
+    "cost": "parameters, multiply-adds or milliseconds as the regulariser (Table VIII)",
 }
 
 

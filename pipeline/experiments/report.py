@@ -16,14 +16,20 @@ import pandas as pd
 
 from pipeline.checkpoint import write_atomically
 from pipeline.config import Config, load_config
-from pipeline.experiments.cells import CellRecord, read_identity, read_records, values_by_seed, wall_seconds
+from pipeline.experiments.cells import (
+    FIGURES_FOLDER,
+    CellRecord,
+    read_identity,
+    read_records,
+    values_by_seed,
+    wall_seconds,
+)
 from pipeline.experiments.claims import RULE, Finding, judge, overall
 from pipeline.experiments.experiment import Experiment
 from pipeline.experiments.registry import EXPERIMENTS, load_experiment
 from pipeline.experiments.table import long_table, markdown_findings, markdown_table
 
 MARKDOWN_FILE, CSV_FILE, JSON_FILE = "table.md", "table.csv", "results.json"
-FIGURES_FOLDER = "figures"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -67,8 +73,7 @@ def write_results(folder: Path) -> Results:
     findings = [judge(claim, values) for claim in experiment.claims]
     figures: list[Path] = []
     if experiment.draw is not None:
-        (folder / FIGURES_FOLDER).mkdir(exist_ok=True)
-        figures = experiment.draw(values, folder / FIGURES_FOLDER)
+        figures = experiment.draw(values, folder)
     facts = _facts(config, list(values), records)
     section = _section(experiment, table, findings, [path.relative_to(folder) for path in figures], facts)
     write_atomically(folder / MARKDOWN_FILE, section)

@@ -60,7 +60,8 @@ def markdown_table(experiment: Experiment, table: pd.DataFrame) -> str:
 
 def markdown_findings(findings: list[Finding]) -> str:
     """Return one sentence with the verdict on the paper's finding, then a line per claim."""
-    counts = {verdict: sum(finding.verdict == verdict for finding in findings)
+    papers = [finding for finding in findings if finding.claim.is_papers]
+    counts = {verdict: sum(finding.verdict == verdict for finding in papers)
               for verdict in ("seen", "not seen", "not decided")}  # fmt: skip
     counted = ", ".join(f"{count} {verdict}" for verdict, count in counts.items() if count)
     lines = [f"**The paper's finding is {overall(findings)}** here (claims: {counted}).", ""]
@@ -71,6 +72,8 @@ def markdown_findings(findings: list[Finding]) -> str:
             text += f", 95 % interval {_signed(finding.low, claim.digits)} to {_signed(finding.high, claim.digits)}"
         if claim.threshold:
             text += f"; counts above {_signed(claim.threshold, claim.digits)}"
+        if not claim.is_papers:
+            text += " (a control, not the paper's)"
         if claim.paper is not None:
             text += f" (paper {_signed(claim.paper, claim.digits)})"
         lines.append(text)
