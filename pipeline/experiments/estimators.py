@@ -116,9 +116,7 @@ def draw(values: Mapping[int, Mapping[str, Values]], folder: Path) -> list[Path]
     quality.plot(positions, [mean(f"sampled-{added}", "psnr_db") for added in SETS], "-", color=INK,
                  label="PSNR, sampled; a dot per seed")  # fmt: skip
     quality.set_ylabel("PSNR, dB")
-    handles = [pair for axes in (left, quality) for pair in zip(*axes.get_legend_handles_labels(), strict=True)]
-    left.legend([handle for handle, _ in handles], [label for _, label in handles], fontsize=8, loc="upper left")
-    left.set_ylim(top=1.5 * left.get_ylim()[1])
+    figure.legend(loc="outside lower left", ncols=3, frameon=False)
     left.set_title("(a) as special operators are added")
     bars = [mean(f"{estimator}-all", "memory_mb") for estimator in ESTIMATORS]
     right.bar(range(len(ESTIMATORS)), bars, width=0.6, color=[_COLOURS[estimator] for estimator in ESTIMATORS])

@@ -15,6 +15,7 @@ from statistics import fmean
 import numpy as np
 import torch
 from matplotlib.axes import Axes
+from matplotlib.lines import Line2D
 from torch import Tensor
 
 from pipeline.checkpoint import load_weights, save_weights
@@ -145,8 +146,9 @@ def draw(values: Mapping[int, Mapping[str, Values]], folder: Path) -> list[Path]
         _draw_circles(axes, [of_seed[f"part-{part_index}"] for of_seed in values.values()])
         axes.set_title(f"part {part_index}")
         axes.set_xlabel("cell")
-    panels[0].set_ylabel("mean of the features; radius: standard deviation")
-    panels[-1].legend(loc="best", fontsize=8)
+    panels[0].set_ylabel("mean; radius: standard deviation")
+    circles = [Line2D([], [], marker="o", linestyle="", color=_COLOURS[name], alpha=0.6) for name in OPERATORS]
+    figure.legend(circles, OPERATORS, loc="outside lower center", ncols=len(OPERATORS), frameon=False)
     return [save_figure(figure, folder, "statistics"), _draw_features(folder, min(values))]
 
 
@@ -161,10 +163,10 @@ def _draw_circles(axes: Axes, seeds: Sequence[Values]) -> None:
         radii = [_LARGEST_RADIUS * deviation / largest for deviation in averages("std", name)]
         axes.scatter(
             [index + offset for index in range(len(cells))], averages("mean", name), s=[(2 * r) ** 2 for r in radii],
-            color=_COLOURS[name], alpha=0.4, label=name,
+            color=_COLOURS[name], alpha=0.4,
         )  # fmt: skip
     axes.set_xticks(range(len(cells)), [cell.replace("_", "\n") for cell in cells], fontsize=7)
-    axes.margins(0.12)
+    axes.margins(0.12)  # room for the circles
 
 
 def _draw_features(folder: Path, seed: int) -> Path:

@@ -148,31 +148,37 @@ def _facts(config: Config, seeds: list[int], records: Sequence[CellRecord]) -> d
 def _section(
     experiment: Experiment, table: pd.DataFrame, findings: list[Finding], figures: list[Path], facts: dict[str, Any]
 ) -> str:
-    seeds = ", ".join(map(str, facts["seeds"]))
-    spread = f"Mean \N{PLUS-MINUS SIGN} sample standard deviation over the seeds {seeds}."
-    if len(facts["seeds"]) == 1:
-        spread = f"One seed, {seeds}: no spread."
-    sizes = facts["image_size"]
-    threads = f"{facts['timing_threads']} thread{'s' * (facts['timing_threads'] > 1)}"
-    costs = (
-        f"MACs at {sizes['macs']} x {sizes['macs']} pixels, measured ms at {sizes['measured_ms']} x "
-        f"{sizes['measured_ms']} with {threads}."
-    )
+    pictures = [f"![{experiment.title}: {path.stem}]({path.as_posix()})\n" for path in figures]
     made = (
         f"`denoise-nas experiment {experiment.name} --config {facts['preset']} --seeds {len(facts['seeds'])}`; "
         f"{'; '.join(facts['devices'])}; {facts['date']}; {facts['wall_seconds'] / 60:.1f} min at work."
     )
-    pictures = [f"![{experiment.title}: {path.stem}]({path.as_posix()})\n" for path in figures]
     return "\n".join(
         [
             f"## {experiment.name}: {experiment.title}\n",
             experiment.description + "\n",
             markdown_table(experiment, table),
-            f"{spread} {costs}\n",
+            _legend(experiment, facts) + "\n",
             markdown_findings(findings),
             *pictures,
             made + "\n",
         ]
+    )
+
+
+def _legend(experiment: Experiment, facts: dict[str, Any]) -> str:
+    """Say what spread, multiply-adds and milliseconds in the table are."""
+    seeds = ", ".join(map(str, facts["seeds"]))
+    sentence = f"Mean \N{PLUS-MINUS SIGN} sample standard deviation over the seeds {seeds}."
+    if len(facts["seeds"]) == 1:
+        sentence = f"One seed, {seeds}: no spread."
+    sizes, keys = facts["image_size"], {column.key for column in experiment.columns}
+    if not {"macs", "measured_ms"} <= keys:
+        return sentence
+    threads = f"{facts['timing_threads']} thread{'s' * (facts['timing_threads'] > 1)}"
+    return (
+        f"{sentence} MACs at {sizes['macs']} x {sizes['macs']} pixels, measured ms at {sizes['measured_ms']} x "
+        f"{sizes['measured_ms']} with {threads}."
     )
 
 
