@@ -59,7 +59,7 @@ def run(job: CellJob) -> Values:
     config = regardless_of_cost(job.config).with_settings(
         {"search.estimator": estimator, "space.candidate_ops": [*base, *SETS[added]]}
     )
-    values: Values = {"num_operators": len(config.space.candidate_ops)} | _memory(job, config)
+    values: Values = {"num_operators": len(config.space.candidate_ops)} | step_memory(job, config)
     return values | search_network(job, config) if is_searched(estimator, added) else values
 
 
@@ -68,8 +68,8 @@ def measure(job: CellJob) -> Values:
     return measure_searched(job) if (job.folder / GENOTYPE_FILE).exists() else {}
 
 
-def _memory(job: CellJob, config: Config) -> Values:
-    """Return `memory_mb`, the mean over steps, and `peak_memory_mb`, the largest of them."""
+def step_memory(job: CellJob, config: Config) -> Values:
+    """Return `memory_mb`, what a step keeps on average, and `peak_memory_mb`, the largest of them."""
     device = torch.device(config.device)
     prior = load_prior(config.prior.weights, device=device)
     few = config.with_settings({"search.num_patches": 2 * config.search.batch_size})

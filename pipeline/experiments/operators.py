@@ -38,7 +38,7 @@ FEATURES_FILE = "features.safetensors"
 _NUM_PATHS = 16  # random paths, each with a batch of its own, that the statistics are of
 _CROP = 128  # pixels, of the image whose features are drawn
 _COLOURS = {"hin": VERMILION, "swin": BLUE, "ib": GREEN}
-_LARGEST_RADIUS = 16.0  # points, of the circle of the largest standard deviation
+_LARGEST_RADIUS = 11.0  # points, of the circle of the largest standard deviation
 
 
 def run(job: CellJob) -> Values:

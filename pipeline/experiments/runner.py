@@ -1,7 +1,8 @@
 """Carry out the cells of an experiment as Ray tasks; keep every finished one and never repeat it.
 
 Called by `command`. The driver writes a cell's file when its task returns; a kill loses what was in flight and nothing
-else. Cells whose numbers depend on the clock run one at a time.
+else. Cells whose numbers depend on the clock run one at a time. On a cluster, all machines have to see the experiment's
+folder.
 """
 
 import math
@@ -106,8 +107,8 @@ def _run_tasks(
             except ray.exceptions.RayTaskError as error:
                 cause = error.cause if isinstance(error.cause, Exception) else error
                 failures.append(f"{variant}, seed {seed}: {type(cause).__name__}: {cause}")
-            except ray.exceptions.WorkerCrashedError:
-                failures.append(f"{variant}, seed {seed}: its process died twice")
+            except ray.exceptions.RayError as error:  # the process died, twice
+                failures.append(f"{variant}, seed {seed}: {type(error).__name__}")
     finally:
         for reference in running:  # on the way out after an error or Ctrl-C
             ray.cancel(reference, force=True)

@@ -49,6 +49,9 @@ class WholeSupernet(nn.Module):
 class CleanPatches:
     """The patches that the part searches learn from, with their clean images.
 
+    Attributes:
+        pairs: noisy and clean patches of each half, all (N, 3, P, P) float32.
+
     Args:
         sources: of D_w and D_archi.
         num_patches: N in total.
@@ -71,17 +74,17 @@ class CleanPatches:
         num_weights = max(1, min(num_patches - 1, round(num_patches * (1 - architecture_share))))
         sizes: dict[Split, int] = {"weights": num_weights, "architecture": num_patches - num_weights}
         self._device = device
-        self._pairs: dict[Split, tuple[np.ndarray, np.ndarray]] = {}
+        self.pairs: dict[Split, tuple[np.ndarray, np.ndarray]] = {}
         for split, size in sizes.items():
             batches = [
                 sources[split].sample(min(batch_size, size - first), generator) for first in range(0, size, batch_size)
             ]
             noisy, clean = (torch.cat(tensors).numpy() for tensors in zip(*batches, strict=True))
-            self._pairs[split] = (noisy, clean)
+            self.pairs[split] = (noisy, clean)
 
     def sample(self, split: Split, batch_size: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
         """Draw noisy and clean patches of one half, both (B, 3, P, P)."""
-        noisy, clean = self._pairs[split]
+        noisy, clean = self.pairs[split]
         indices = torch.randint(0, len(noisy), (batch_size,), generator=generator).numpy()
         return self._tensor(noisy[indices]), self._tensor(clean[indices])
 

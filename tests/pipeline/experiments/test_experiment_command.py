@@ -119,6 +119,33 @@ def test_a_folder_of_another_experiment_is_refused(capsys: pytest.CaptureFixture
     assert "holds the experiment 'resampling' with settings" in line
 
 
+def test_prior_searches_its_parts_in_processes_of_their_own(tmp_path: Path) -> None:
+    folder = tmp_path / "prior"
+    settings = ["search.num_epochs=2", "search.num_patches=8", "retrain.num_epochs=1"]
+    assert main(["experiment", "prior", "--config", "tiny", "--seeds", "1", "--output", str(folder), *settings]) == 0
+    values = json.loads((folder / "results.json").read_text())["values"]["0"]
+    assert values["parts"]["memory_mb"] < values["whole"]["memory_mb"]
+    assert values["parts"]["search_seconds"] > values["parts"]["features_seconds"] > 0
+    assert values["whole"]["search_seconds"] > 0
+    assert all(values[name]["measured_ms"] > 0 for name in ("parts", "whole"))
+    ends = [json.loads(path.read_text()) for path in sorted((folder / "run").glob("*.json"))]
+    ends.sort(key=lambda record: record["started_at"])
+    assert ends[1]["started_at"] >= ends[0]["started_at"] + ends[0]["seconds"] - 0.01  # alone on the machine
+
+
+def test_operators_leave_their_figures(finished: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "operators"
+    settings = ["search.num_patches=8", "retrain.num_epochs=1", "retrain.steps_per_epoch=2"]
+    command = ["experiment", "operators", "--config", "tiny", "--seeds", "1", "--output", str(folder), *settings]
+    assert main(command) == 0
+    page = tmp_path / "docs" / "page.md"
+    assert main(["experiment", "--report", str(folder), str(finished), "--output", str(page)]) == 0
+    text = page.read_text()
+    assert text.index("## resampling: ") < text.index("## operators: ")  # in the order of the paper
+    assert "(page/operators/statistics.png)" in text
+    assert (page.parent / "page" / "operators" / "statistics.png").stat().st_size > 10_000
+
+
 def test_a_page_is_written_by_the_command(capsys: pytest.CaptureFixture[str], finished: Path, tmp_path: Path) -> None:
     page = tmp_path / "page.md"
     assert main(["experiment", "--report", str(finished), "--output", str(page)]) == 0
