@@ -319,6 +319,8 @@ class ExperimentConfig:
     """In place of `search.num_epochs`."""
     search_batch_size: int | None = None
     """In place of `search.batch_size`."""
+    search_patch_size: int | None = None
+    """In place of `search.patch_size`."""
     arch_learning_rate: float | None = None
     """In place of `search.arch_learning_rate`; rate x steps is how far an architecture can be decided."""
     train_epochs: int | None = None
@@ -338,6 +340,7 @@ class ExperimentConfig:
 EXPERIMENT_SIZES = {
     "search_epochs": "search.num_epochs",
     "search_batch_size": "search.batch_size",
+    "search_patch_size": "search.patch_size",
     "arch_learning_rate": "search.arch_learning_rate",
     "train_epochs": "retrain.num_epochs",
     "train_batch_size": "retrain.batch_size",

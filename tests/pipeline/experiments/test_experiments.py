@@ -5,6 +5,7 @@ from collections.abc import Sequence
 
 import pytest
 
+from pipeline.cli import main
 from pipeline.config import load_config
 from pipeline.experiments import EXPERIMENTS, Experiment, load_experiment
 from pipeline.experiments.runner import sized
@@ -51,6 +52,15 @@ def test_a_cell_has_the_sizes_of_the_preset_and_its_own_seed() -> None:
 
 def test_sizes_of_experiments_do_not_change_what_a_run_is() -> None:
     assert load_config("quick").config_hash == load_config("quick", ["experiment.train_epochs=9"]).config_hash
+
+
+def test_help_lists_every_experiment(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as stopped:
+        main(["experiment", "--help"])
+    assert stopped.value.code == 0
+    text = capsys.readouterr().out
+    assert "usage: denoise-nas experiment" in text
+    assert all(f"{name}: " in text for name in EXPERIMENTS)
 
 
 def test_an_unknown_experiment_is_named() -> None:
