@@ -81,7 +81,7 @@ def run_cells(
             num_done = sum(record_path(folder, record.stage, *cell).exists() for cell in cells)
             progress(label, num_done, len(cells))
 
-        _run_tasks(missing, submit, keep, num_at_once=1 if is_alone else max(1, len(missing)))
+        _run_tasks(missing, submit, keep, num_at_once=1 if is_alone else _num_slots(config))
 
 
 def _run_tasks(
@@ -91,7 +91,7 @@ def _run_tasks(
     *,
     num_at_once: int,
 ) -> None:
-    """Submit the cells, `num_at_once` at most, and keep each record as it comes; Ray starts what it has room for."""
+    """Submit the cells in their order, `num_at_once` at most, and keep each record as it comes."""
     waiting = list(cells)
     running: dict[Any, tuple[str, int]] = {}
     failures: list[str] = []
@@ -114,6 +114,11 @@ def _run_tasks(
             ray.cancel(reference, force=True)
     if failures:
         raise RuntimeError(f"{len(failures)} of {len(cells)} cells failed, the others are kept: {'; '.join(failures)}")
+
+
+def _num_slots(config: Config) -> int:
+    """Return how many cells of one thread, and of one GPU where they need it, Ray has room for."""
+    return max(1, int(ray.cluster_resources().get("GPU" if config.device == "cuda" else "CPU", 1)))
 
 
 def _cell_task(

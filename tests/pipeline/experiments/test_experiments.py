@@ -58,7 +58,7 @@ def test_help_lists_every_experiment(capsys: pytest.CaptureFixture[str]) -> None
     with pytest.raises(SystemExit) as stopped:
         main(["experiment", "--help"])
     assert stopped.value.code == 0
-    text = capsys.readouterr().out
+    text = " ".join(capsys.readouterr().out.split())
     assert "usage: denoise-nas experiment" in text
     assert all(f"{name}: " in text for name in EXPERIMENTS)
 
