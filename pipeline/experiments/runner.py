@@ -28,6 +28,11 @@ def sized(config: Config, seed: int) -> Config:
     return config.with_settings({"seed": seed} | {key: value for key, value in sizes.items() if value is not None})
 
 
+# Of a cell that runs alone: nothing competes with it, and the processes that it starts need GPUs. Ray lends the CPUs of
+# a waiting task to others, but not its GPUs.
+_ALONE_GPUS = 0.1
+
+
 def run_cells(
     experiment: Experiment,
     config: Config,
@@ -65,11 +70,14 @@ def run_cells(
         label = f"{experiment.name}: {stage}"
         progress(label, len(cells) - len(missing), len(cells))
 
-        def submit(cell: tuple[str, int], stage: str = stage, num_threads: int = num_threads) -> Any:
+        def submit(
+            cell: tuple[str, int], stage: str = stage, num_threads: int = num_threads, is_alone: bool = is_alone
+        ) -> Any:
             variant, seed = cell
             files = (folder / "files" / cell_name(variant, seed)).absolute()
             num_cpus = min(num_threads, ray.cluster_resources()["CPU"])  # a smaller machine takes longer, not for ever
-            options = {"num_cpus": num_cpus, "num_gpus": int(config.device == "cuda"), "max_retries": 1}
+            num_gpus = 0.0 if config.device == "cpu" else _ALONE_GPUS if is_alone else 1.0
+            options = {"num_cpus": num_cpus, "num_gpus": num_gpus, "max_retries": 1}
             task = ray.remote(_cell_task).options(**options)
             return task.remote(
                 experiment.name, stage, variant, sized(config, seed), str(files), num_threads, op_sources, shared
