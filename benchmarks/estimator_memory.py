@@ -17,6 +17,7 @@ import torch
 from common import print_table, write_result
 
 from latency import keep_freed_memory
+from pipeline.experiments.memory import saved_bytes
 from pipeline.losses import feature_distance
 from search_space import DEFAULT_OPS, ESTIMATORS, PartSupernet, SearchSpace
 
@@ -29,22 +30,14 @@ def saved_bytes_and_seconds(supernet: PartSupernet, estimator: str, generator: t
     """Run one architecture step; return bytes kept for the backward pass and the wall time."""
     x = torch.rand(8, 16, 48, 48, generator=generator).to(memory_format=torch.channels_last)
     target = torch.rand(8, 16, 48, 48, generator=generator).to(memory_format=torch.channels_last)
-    parameters = {p.untyped_storage().data_ptr() for p in supernet.parameters()}
-    kept: dict[int, int] = {}
 
-    def pack(tensor: torch.Tensor) -> torch.Tensor:
-        storage = tensor.untyped_storage()
-        if storage.data_ptr() not in parameters:
-            kept[storage.data_ptr()] = storage.nbytes()
-        return tensor
-
-    arch = list(supernet.arch.parameters())
-    start = time.perf_counter()
-    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+    def forward() -> torch.Tensor:
         choices = supernet.arch.sample(estimator=estimator, temperature=1.0, generator=generator, with_gradient=True)
-        loss = feature_distance(supernet(x, choices), target)
-    total = sum(kept.values())  # while the graph still holds them, so that no address was used twice
-    torch.autograd.grad(loss, arch)
+        return feature_distance(supernet(x, choices), target)
+
+    start = time.perf_counter()
+    loss, total = saved_bytes(forward, supernet.parameters())
+    torch.autograd.grad(loss, list(supernet.arch.parameters()))
     return total, time.perf_counter() - start
 
 

@@ -11,6 +11,8 @@ from rich.console import Console
 from latency import keep_freed_memory
 from pipeline import commands
 from pipeline.config import list_presets
+from pipeline.experiments.command import experiment_command
+from pipeline.experiments.registry import EXPERIMENTS
 
 _EPILOG = """examples:
   denoise-nas run --config quick
@@ -56,6 +58,7 @@ def _parser() -> argparse.ArgumentParser:
     group = parser.add_subparsers(required=True, metavar="COMMAND")
     _add_stages(group)
     _add_collections(group)
+    _add_experiments(group)
     _add_models(group)
     return parser
 
@@ -100,6 +103,18 @@ def _add_collections(group: Any) -> None:
     analyze.add_argument("--seed", type=int, default=0, help="of the bootstrap; default 0")
     for command in (track, analyze):
         _add_overrides(command, example="tracking.uri=http://host:5000")
+
+
+def _add_experiments(group: Any) -> None:
+    """Add what repeats the paper's tables and figures."""
+    experiment = _add(group, "experiment", experiment_command)
+    listed = "; ".join(f"{name}: {about}" for name, about in EXPERIMENTS.items())
+    experiment.add_argument("name", nargs="?", metavar="NAME", help=listed)
+    _add_settings(experiment, preset="quick")
+    experiment.add_argument("--output", help="folder of the experiment, default the configuration's with -NAME; "
+                            "with --report the page, default experiments.md")  # fmt: skip
+    experiment.add_argument("--seeds", type=int, default=3, help="cells per variant; default 3")
+    experiment.add_argument("--report", nargs="+", metavar="FOLDER", help="put finished experiments on one page")
 
 
 def _add_models(group: Any) -> None:

@@ -278,9 +278,7 @@ def _params(config: Config) -> dict[str, Any]:
 
 
 def _tracking_uri(config: Config) -> str:
-    if config.tracking.uri:
-        return config.tracking.uri
-    return f"sqlite:///{(Path(config.output).absolute().parent / 'mlflow.db')}"
+    return config.tracking_uri
 
 
 def _tracker(config: Config, folder: Path) -> Any:

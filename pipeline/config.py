@@ -143,7 +143,7 @@ class SearchConfig:
     threshold: float = 0.5
     """Pathways are kept until their softmax sums to more than this."""
     derive_samples: int = 0
-    """Candidates drawn from the final softmaxes; the one within budget with the lowest L_dp on D_archi is kept.
+    """Candidates that the final softmaxes make likely; the one within budget with the lowest L_dp on D_archi is kept.
     0: the paper's argmax alone."""
     prior_features: str = "cached"
     """`cached`: computed once for a fixed patch set and shared. `live`: the prior runs in every step."""
@@ -327,6 +327,42 @@ class CollectConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
+class ExperimentConfig:
+    """Sizes of the many searches and trainings of an experiment (`denoise-nas experiment`); None: those of a run."""
+
+    search_epochs: int | None = None
+    """In place of `search.num_epochs`."""
+    search_batch_size: int | None = None
+    """In place of `search.batch_size`."""
+    search_patch_size: int | None = None
+    """In place of `search.patch_size`."""
+    arch_learning_rate: float | None = None
+    """In place of `search.arch_learning_rate`; rate x steps is how far an architecture can be decided."""
+    train_epochs: int | None = None
+    """In place of `retrain.num_epochs`."""
+    train_batch_size: int | None = None
+    """In place of `retrain.batch_size`."""
+    toy_epochs: int | None = None
+    """In place of `retrain.num_epochs` for the toy networks of `resampling`."""
+
+    def __post_init__(self) -> None:
+        for name in ("search_epochs", "search_batch_size", "train_epochs", "train_batch_size", "toy_epochs"):
+            value = getattr(self, name)
+            _check(value is None or value >= 1, f"experiment.{name}", "at least 1", value)
+
+
+# What an experiment's size stands in place of.
+EXPERIMENT_SIZES = {
+    "search_epochs": "search.num_epochs",
+    "search_batch_size": "search.batch_size",
+    "search_patch_size": "search.patch_size",
+    "arch_learning_rate": "search.arch_learning_rate",
+    "train_epochs": "retrain.num_epochs",
+    "train_batch_size": "retrain.batch_size",
+}
+
+
+@dataclass(frozen=True, kw_only=True)
 class Config:
     """Everything one run depends on."""
 
@@ -348,6 +384,7 @@ class Config:
     ray: RayConfig = field(default_factory=RayConfig)
     prior_train: PriorTrainConfig = field(default_factory=PriorTrainConfig)
     collect: CollectConfig = field(default_factory=CollectConfig)
+    experiment: ExperimentConfig = field(default_factory=ExperimentConfig)
 
     def __post_init__(self) -> None:
         _check(self.device in DEVICES, "device", f"one of {', '.join(DEVICES)}", self.device)
@@ -360,9 +397,14 @@ class Config:
     def config_hash(self) -> str:
         """Twelve hexadecimal digits over everything that can change a result; paths of outputs are left out."""
         settings = self.to_dict()
-        for key in ("name", "output", "tracking", "ray", "prior_train", "collect"):
+        for key in ("name", "output", "tracking", "ray", "prior_train", "collect", "experiment"):
             del settings[key]
         return hash_of(settings)
+
+    @property
+    def tracking_uri(self) -> str:
+        """Where MLflow records: `tracking.uri`, or a database beside the run folders."""
+        return self.tracking.uri or f"sqlite:///{Path(self.output).absolute().parent / 'mlflow.db'}"
 
     def with_settings(self, settings: Mapping[str, Any]) -> "Config":
         """Return a copy with dotted settings replaced, such as `{"search.num_epochs": 3}`; checked like a file.

@@ -5,7 +5,7 @@ III-D.
 """
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -26,6 +26,7 @@ from search_space import (
     SearchSpace,
     derive,
     inherit_weights,
+    randomise_levels,
     restrict_to_budget,
 )
 
@@ -59,6 +60,7 @@ def search_part(
     config: SearchConfig,
     *,
     target_cost: float | None = None,
+    random_levels: Sequence[str] = (),
     seed: int,
     device: torch.device,
     initial_weights: dict[str, Tensor] | None = None,
@@ -75,6 +77,7 @@ def search_part(
         costs: what the complexity regulariser counts.
         config: numbers of the search.
         target_cost: budget of this part in the unit of `costs`; only cost above it is penalised.
+        random_levels: decided at random in place of searched, see `randomise_levels`; not all four.
         seed: of initial weights, samples and batches; the part's index is mixed in.
         device: where to compute.
         initial_weights: of a trained supernet of the same part, with the same operators or more; random by default.
@@ -91,6 +94,8 @@ def search_part(
     supernet = PartSupernet(part_index, space, generator=generator)
     if initial_weights is not None:
         load_supernet(supernet, initial_weights)
+    # Numbers of its own, so that a search with random levels draws the same batches as one without.
+    randomise_levels(supernet.arch, random_levels, generator=torch.Generator().manual_seed(seed * 3 + part_index))
     supernet.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
     if target_cost is not None:
         restrict_to_budget(supernet.arch, costs.to(device), target_cost)
@@ -129,7 +134,7 @@ class _PartSearch:
         self.config = config
         self.target_cost = target_cost
         self.generator = generator
-        self.arch_parameters = list(supernet.arch.parameters())
+        self.arch_parameters = [p for p in supernet.arch.parameters() if p.requires_grad]
         self.weight_parameters = supernet.weight_parameters()
         self.arch_optimizer = torch.optim.Adam(self.arch_parameters, lr=config.arch_learning_rate)
         self.weight_optimizer = torch.optim.Adam(self.weight_parameters, lr=config.weight_learning_rate)

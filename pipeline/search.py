@@ -95,7 +95,7 @@ def prepare_inputs(
         return SearchInputs(patches=None, images=halves)
     patches = compute_patch_set(
         prior,
-        _sources(config, halves),
+        patch_sources(config, halves),
         num_patches=search.num_patches,
         architecture_share=config.data.architecture_share,
         batch_size=search.batch_size,
@@ -116,7 +116,7 @@ def search(
     costs: list[CostModel],
     inputs: SearchInputs,
     *,
-    checkpoint_folder: Path,
+    checkpoint_folder: Path | None,
     log: EpochLog | None = None,
 ) -> SearchResult:
     """Search the three parts concurrently and put their architectures together.
@@ -128,7 +128,7 @@ def search(
         space: the search space.
         costs: of the three parts.
         inputs: shared training data.
-        checkpoint_folder: one file per part.
+        checkpoint_folder: one file per part; None keeps nothing.
         log: called with (part index, epoch, metrics) on the driver.
 
     Raises:
@@ -246,7 +246,8 @@ def _forward_logs(actors: list[Any], log: EpochLog | None) -> None:
             log(index, epoch, metrics)
 
 
-def _sources(config: Config, halves: tuple[list[np.ndarray], list[np.ndarray]]) -> dict[Any, PatchSource]:
+def patch_sources(config: Config, halves: tuple[list[np.ndarray], list[np.ndarray]]) -> dict[Any, PatchSource]:
+    """Return the sources of patches of D_w and D_archi, from the images of each."""
     return {
         split: PatchSource(
             images,
@@ -315,7 +316,7 @@ def part_data(config: Config, inputs: SearchInputs, part_index: int) -> PartData
     if inputs.patches is not None:
         return CachedFeatures(inputs.patches, part_index, device)
     prior = load_prior(config.prior.weights, device=device)
-    return LiveFeatures(prior, _sources(config, inputs.images), part_index)
+    return LiveFeatures(prior, patch_sources(config, inputs.images), part_index)
 
 
 def search_key(config: Config) -> str:

@@ -25,7 +25,7 @@ from search_space.network import (
     inherit_weights,
     part_op_specs,
 )
-from search_space.sample import sample_genotype, sample_part
+from search_space.sample import LEVELS, randomise_levels, sample_genotype, sample_part
 from search_space.space import DEFAULT_OPS, DIRECTIONS, WIDTHS, CellPosition, Direction, SearchSpace
 from search_space.supernet import MixedCell, PartSupernet
 
@@ -34,6 +34,7 @@ __all__ = [
     "DEFAULT_THRESHOLD",
     "DIRECTIONS",
     "ESTIMATORS",
+    "LEVELS",
     "LEVEL_WEIGHTS",
     "NUM_PARTS",
     "WIDTHS",
@@ -67,6 +68,7 @@ __all__ = [
     "op_num_parameters",
     "part_op_specs",
     "perturb",
+    "randomise_levels",
     "redraw",
     "restrict_to_budget",
     "sample_genotype",

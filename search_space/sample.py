@@ -7,12 +7,16 @@ from collections.abc import Mapping, Sequence
 from typing import TypeVar
 
 import torch
+import torch.nn.functional as F
 
+from search_space.arch_parameters import ArchParameters
 from search_space.derive import DEFAULT_THRESHOLD
 from search_space.genotype import NUM_PARTS, CellGenotype, Genotype, PartGenotype, keep_reachable
 from search_space.space import WIDTHS, CellPosition, SearchSpace, max_kept
 
+LEVELS = ("alpha", "beta", "gamma", "delta")
 _T = TypeVar("_T")
+_DECIDED = 100.0  # a logit that leaves the others nothing
 
 
 def sample_genotype(
@@ -59,6 +63,30 @@ def sample_part(
         for n, cell in enumerate(space.cells)
     ]
     return keep_reachable(cells, space)
+
+
+def randomise_levels(arch: ArchParameters, levels: Sequence[str], *, generator: torch.Generator) -> None:
+    """Decide some levels at random and take them out of the search, as Table VI does with one of them.
+
+    Operators (alpha) and widths (gamma) become one uniformly drawn choice per cell. Pathways (beta, delta) get random
+    weights, of which `derive` keeps random sets.
+
+    Args:
+        arch: changed in place; its parameters of `levels` no longer ask for gradients.
+        levels: among alpha, beta, gamma, delta.
+        generator: source of randomness.
+
+    Raises:
+        ValueError: an unknown level.
+    """
+    for level in levels:
+        if level not in LEVELS:
+            raise ValueError(f"`levels` must be among {', '.join(LEVELS)}, got {level!r}")
+        parameter: torch.nn.Parameter = getattr(arch, level)
+        gumbel = -torch.empty(parameter.shape).exponential_(generator=generator).log()
+        if level in ("alpha", "gamma"):
+            gumbel = _DECIDED * F.one_hot(gumbel.argmax(dim=-1), gumbel.shape[-1])
+        parameter.requires_grad_(False).copy_(gumbel)
 
 
 def _random_subset(options: Sequence[_T], generator: torch.Generator) -> tuple[tuple[_T, float], ...]:

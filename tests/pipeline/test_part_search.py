@@ -230,3 +230,17 @@ def test_live_features_serve_a_search(run: Searcher, config: SearchConfig, quick
     data = LiveFeatures(quick_prior, {"weights": source, "architecture": source}, 2)
     result = search_part(2, run.space, data, run.costs(part_index=2), config, seed=0, device=CPU)
     assert isinstance(next(iter(result.weights.values())), Tensor)
+
+
+def test_levels_at_random_are_held_while_the_others_are_searched(run: Searcher, config: SearchConfig) -> None:
+    decided = replace(config, arch_learning_rate=0.1)
+    first, longer = run(decided, random_levels=["alpha"]), run(replace(decided, num_epochs=8), random_levels=["alpha"])
+    assert first.probabilities["alpha"] == longer.probabilities["alpha"]
+    assert all(max(row) > 0.999 for row in first.probabilities["alpha"])
+    for level in ("beta", "gamma", "delta"):
+        assert first.probabilities[level] != longer.probabilities[level]
+    ops = [run.space.candidate_ops[row.index(max(row))] for row in first.probabilities["alpha"]]
+    by_position = dict(zip(run.space.cells, ops, strict=True))
+    assert all(cell.op == by_position[cell.position] for cell in first.part.cells)
+    other = run(decided, random_levels=["alpha"], seed=1)
+    assert other.probabilities["alpha"] != first.probabilities["alpha"]

@@ -3,7 +3,17 @@ from collections import Counter
 import pytest
 import torch
 
-from search_space import DEFAULT_OPS, Genotype, SearchSpace, sample_genotype, sample_part
+from search_space import (
+    DEFAULT_OPS,
+    LEVELS,
+    ArchParameters,
+    Genotype,
+    SearchSpace,
+    derive,
+    randomise_levels,
+    sample_genotype,
+    sample_part,
+)
 from search_space.space import max_kept
 
 
@@ -52,3 +62,33 @@ def test_operators_are_drawn_by_weight(space: SearchSpace) -> None:
     counts = Counter(cell.op for cell in cells)
     assert set(counts) == {"conv_d1", "skip"}
     assert counts["conv_d1"] / len(cells) == pytest.approx(0.75, abs=0.05)
+
+
+def test_a_level_at_random_is_decided_and_out_of_the_search(space: SearchSpace) -> None:
+    arch = ArchParameters(space, generator=torch.Generator().manual_seed(0))
+    before = {name: parameter.clone() for name, parameter in arch.named_parameters()}
+    randomise_levels(arch, ("alpha", "beta"), generator=torch.Generator().manual_seed(1))
+    assert {name for name, parameter in arch.named_parameters() if parameter.requires_grad} == {"gamma", "delta"}
+    assert all(torch.equal(getattr(arch, name), before[name]) for name in ("gamma", "delta"))
+    assert arch.probabilities()["alpha"].amax(dim=-1).min() > 0.999  # nothing is left to sample
+    assert 0.3 < arch.probabilities()["beta"].amax(dim=-1).mean() < 0.9  # several pathways, unequally weighted
+
+
+def test_levels_at_random_give_all_choices(space: SearchSpace) -> None:
+    cells = []
+    for seed in range(30):
+        generator = torch.Generator().manual_seed(seed)
+        arch = ArchParameters(space, generator=generator)
+        randomise_levels(arch, LEVELS, generator=generator)
+        cells += derive(arch).cells
+    counts = Counter(cell.op for cell in cells)
+    assert set(counts) == set(DEFAULT_OPS)
+    assert max(counts.values()) < 2.5 * min(counts.values())
+    assert {cell.out_width for cell in cells} == {4, 5, 6, 7, 8}
+    assert {len(cell.resolution_pathways) for cell in cells} == {1, 2}
+
+
+def test_an_unknown_level_is_named(space: SearchSpace) -> None:
+    arch = ArchParameters(space, generator=torch.Generator())
+    with pytest.raises(ValueError, match="`levels` must be among alpha, beta, gamma, delta, got 'epsilon'"):
+        randomise_levels(arch, ("epsilon",), generator=torch.Generator())

@@ -1,0 +1,85 @@
+"""The command `denoise-nas experiment`: carry out one experiment, or put finished ones on a page.
+
+Called by `pipeline.cli`. Imports that take a second or more stand inside the functions.
+"""
+
+import argparse
+import json
+from contextlib import ExitStack
+from pathlib import Path
+
+from rich.console import Console
+
+from pipeline.config import EXPERIMENT_SIZES, Config, load_config
+from pipeline.experiments.registry import EXPERIMENTS, load_experiment
+from pipeline.report import ProgressReport
+
+
+def experiment_command(options: argparse.Namespace, console: Console) -> None:
+    """Carry out one of the paper's experiments over several seeds; resumes."""
+    if options.report:
+        _report(options, console)
+        return
+    from pipeline.cluster import ray_session
+    from pipeline.experiments.cells import claim_experiment, read_records
+    from pipeline.experiments.experiment import Inputs
+    from pipeline.experiments.experiment_tracking import ExperimentTracking
+    from pipeline.experiments.report import write_results
+    from pipeline.experiments.runner import run_cells
+    from pipeline.run import locked, open_run
+
+    if options.name is None:
+        raise ValueError(f"give the name of an experiment ({', '.join(EXPERIMENTS)}), or --report with folders")
+    experiment = load_experiment(options.name)
+    if options.seeds < 1:
+        raise ValueError(f"`--seeds` must be at least 1, got {options.seeds}")
+    config = _config(options)
+    with ExitStack() as stack:
+        progress = stack.enter_context(ProgressReport(console))
+        run = open_run(config, progress=progress)
+        stack.enter_context(locked(run.folder))
+        claim_experiment(run.folder, experiment, config)
+        tracking = ExperimentTracking(run.folder, config.tracking_uri, experiment, config)
+        stack.enter_context(tracking.parent)
+        tracking.send(read_records(run.folder))
+        inputs = Inputs(
+            training_images=run.training_images, validation_images=run.validation_images,
+            table=run.latency_table() if experiment.needs_prices else None,
+        )  # fmt: skip
+        stack.enter_context(ray_session(config.ray))
+        run_cells(
+            experiment, config, inputs, seeds=range(config.seed, config.seed + options.seeds), folder=run.folder,
+            progress=progress, on_record=tracking.offer,
+        )  # fmt: skip
+        tracking.send(read_records(run.folder))
+        results = write_results(run.folder)
+        tracking.finish(results)
+    console.print(results.markdown, soft_wrap=True)
+    console.print(f"everything is in {run.folder}; see it with: mlflow ui --backend-store-uri {config.tracking_uri}",
+                  soft_wrap=True)  # fmt: skip
+
+
+def _report(options: argparse.Namespace, console: Console) -> None:
+    from pipeline.experiments.report import write_page
+
+    if options.name is not None:
+        raise ValueError(f"give either the name of an experiment or --report, got {options.name!r} and --report")
+    target = Path(options.output or "experiments.md")
+    write_page([Path(folder) for folder in options.report], target)
+    console.print(f"{len(options.report)} experiments: {target}", soft_wrap=True)
+
+
+def _config(options: argparse.Namespace) -> Config:
+    """Return the preset with the command's settings; an experiment has a folder of its own."""
+    config = load_config(options.config, options.overrides)
+    given = {override.partition("=")[0] for override in options.overrides}
+    for size, setting in EXPERIMENT_SIZES.items():
+        if setting in given and getattr(config.experiment, size) is not None:
+            raise ValueError(
+                f"`{setting}` has no effect in an experiment with preset {config.name}, whose size is "
+                f"`experiment.{size}`; set that"
+            )
+    if options.output or not any(override.startswith("output=") for override in options.overrides):
+        folder = options.output or f"{config.output}-{options.name}"
+        config = load_config(options.config, [*options.overrides, f"output={json.dumps(folder)}"])
+    return config

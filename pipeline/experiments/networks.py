@@ -1,0 +1,101 @@
+"""Train, score and time one network inside a cell; called by the experiments.
+
+Trainings of an experiment are compared at equal steps: with the same seed, all variants see the same patches and noise
+in the same order.
+"""
+
+import numpy as np
+import torch
+from torch import nn
+
+from latency import TimingRule, measure_network_ms
+from pipeline.checkpoint import load_checkpoint, save_checkpoint
+from pipeline.config import Config
+from pipeline.data.patches import PatchSource
+from pipeline.evaluate import evaluate_denoiser, mean_score
+from pipeline.experiments.experiment import CellJob, Column, Values
+from pipeline.priors import load_prior
+from pipeline.training import Trainer
+from search_space import network_macs, num_parameters
+
+TRAINING_FILE = "training.pt"
+_NETWORK_TIME = 50  # a network is timed for up to so many times the seconds that `latency` grants an operator
+_MAX_SECONDS = 6.0
+
+PSNR = Column(key="psnr_db", title="PSNR (8 bit), dB")
+PARAMETERS = Column(key="num_parameters", title="parameters, k", scale=1e3, digits=1, paper_title="paper, M")
+MACS = Column(key="macs", title="MACs, G", scale=1e9, digits=3, paper_title="paper, G")
+LATENCY = Column(key="measured_ms", title="measured, ms", digits=2, paper_title="paper, s")
+COST_COLUMNS = (PARAMETERS, MACS, LATENCY)
+
+
+def train_and_score(job: CellJob, config: Config, network: nn.Module) -> Values:
+    """Train a freshly initialised network as `retrain` says, and score it on the validation images.
+
+    A training that was interrupted goes on from its last epoch.
+
+    Args:
+        job: of the cell.
+        config: its settings, with what the experiment changes.
+        network: to train.
+
+    Returns:
+        `psnr_db` and `ssim` of the rounded images, `num_parameters`, `macs` at `evaluate.image_size`, `num_steps`.
+
+    Raises:
+        FloatingPointError: the training diverged.
+    """
+    device = torch.device(config.device)
+    trainer = Trainer(
+        network,
+        patch_source(config, job.inputs.training_images),
+        config.retrain,
+        prior=load_prior(config.prior.weights, device=device) if config.retrain.distill_share > 0 else None,
+        seed=config.seed,
+        device=device,
+    )
+    checkpoint = job.folder / TRAINING_FILE
+    if checkpoint.exists():
+        trainer.load_state(load_checkpoint(checkpoint, map_location=device))
+    while trainer.progress < 1:
+        trainer.run_epoch()
+        save_checkpoint(checkpoint, trainer.state())
+    network.eval()
+    score = mean_score(
+        evaluate_denoiser(
+            network, job.inputs.validation_images, sigma=config.noise.validation_sigma, device=device,
+            tile_size=config.evaluate.tile_size,
+        )
+    )  # fmt: skip
+    size = config.evaluate.image_size
+    return {
+        "psnr_db": score.psnr_db,
+        "ssim": score.ssim,
+        "num_parameters": num_parameters(network),
+        "macs": network_macs(network, height=size, width=size),
+        "num_steps": trainer.num_steps,
+    }
+
+
+def time_network(config: Config, network: nn.Module) -> Values:
+    """Return `measured_ms` of one image at `latency.image_size`; to be called while nothing else runs."""
+    latency = config.latency
+    rule = TimingRule(
+        warmup_runs=latency.warmup_runs,
+        min_repeats=latency.min_repeats,
+        max_repeats=latency.max_repeats,
+        max_seconds=min(_MAX_SECONDS, _NETWORK_TIME * latency.max_seconds),
+    )
+    ms = measure_network_ms(
+        network, height=latency.image_size, width=latency.image_size, device=torch.device(latency.device),
+        num_threads=latency.num_threads, rule=rule,
+    )  # fmt: skip
+    return {"measured_ms": ms}
+
+
+def patch_source(config: Config, images: dict[str, np.ndarray]) -> PatchSource:
+    """Return the source of training patches that `retrain` and `noise` describe."""
+    return PatchSource(
+        list(images.values()), patch_size=config.retrain.patch_size, noise_model=config.noise.model,
+        sigma_range=config.noise.sigma_range,
+    )  # fmt: skip

@@ -1,0 +1,150 @@
+"""One search of the whole network without a prior: the three supernets in a row, trained on clean images.
+
+Called by the experiment `prior`. What Table VII of arXiv 2502.13359 compares with: Algorithm 1 with the distance to the
+clean image (the L1 of Eq. 14) in place of L_dp, so that all parts have to be kept in memory and trained at once.
+"""
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from pipeline.config import SearchConfig
+from pipeline.data.part_data import Split
+from pipeline.data.patches import PatchSource
+from pipeline.losses import training_loss
+from pipeline.priors import NUM_PARTS
+from search_space import Choices, Genotype, PartSupernet, SearchSpace, derive
+
+
+class WholeSupernet(nn.Module):
+    """Three part supernets in a row: denoised = noisy + residual.
+
+    Every part begins with the weights that a search of this part alone begins with.
+    """
+
+    def __init__(self, space: SearchSpace, *, seed: int) -> None:
+        super().__init__()
+        parts = []
+        for part_index in range(NUM_PARTS):
+            torch.manual_seed(seed * 3 + part_index)
+            generator = torch.Generator().manual_seed(seed * 3 + part_index)
+            parts.append(PartSupernet(part_index, space, generator=generator))
+        self.parts = nn.ModuleList(parts)
+        self.space = space
+
+    def supernets(self) -> list[PartSupernet]:
+        """Return the three parts."""
+        return [part for part in self.parts if isinstance(part, PartSupernet)]
+
+    def forward(self, noisy: Tensor, choices: Sequence[Choices]) -> Tensor:
+        """Denoise (B, 3, H, W) with the choices of every part."""
+        x = noisy
+        for part, chosen in zip(self.parts, choices, strict=True):
+            x = part(x, chosen)
+        return noisy + x
+
+
+class CleanPatches:
+    """The patches that the part searches learn from, with their clean images.
+
+    Attributes:
+        pairs: noisy and clean patches of each half, all (N, 3, P, P) float32.
+
+    Args:
+        sources: of D_w and D_archi.
+        num_patches: N in total.
+        architecture_share: share of the patches that come from D_archi.
+        batch_size: of the draws; with the one of `compute_patch_set` and an equal generator, equal patches come out.
+        generator: source of randomness.
+        device: of the batches.
+    """
+
+    def __init__(
+        self,
+        sources: dict[Split, PatchSource],
+        *,
+        num_patches: int,
+        architecture_share: float,
+        batch_size: int,
+        generator: torch.Generator,
+        device: torch.device,
+    ) -> None:
+        num_weights = max(1, min(num_patches - 1, round(num_patches * (1 - architecture_share))))
+        sizes: dict[Split, int] = {"weights": num_weights, "architecture": num_patches - num_weights}
+        self._device = device
+        self.pairs: dict[Split, tuple[np.ndarray, np.ndarray]] = {}
+        for split, size in sizes.items():
+            batches = [
+                sources[split].sample(min(batch_size, size - first), generator) for first in range(0, size, batch_size)
+            ]
+            noisy, clean = (torch.cat(tensors).numpy() for tensors in zip(*batches, strict=True))
+            self.pairs[split] = (noisy, clean)
+
+    def sample(self, split: Split, batch_size: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+        """Draw noisy and clean patches of one half, both (B, 3, P, P)."""
+        noisy, clean = self.pairs[split]
+        indices = torch.randint(0, len(noisy), (batch_size,), generator=generator).numpy()
+        return self._tensor(noisy[indices]), self._tensor(clean[indices])
+
+    def _tensor(self, array: np.ndarray) -> Tensor:
+        return torch.from_numpy(array).to(self._device, memory_format=torch.channels_last)
+
+
+class WholeSearch:
+    """Algorithm 1 for all parts at once.
+
+    Args:
+        supernet: on its device.
+        patches: noisy and clean.
+        config: numbers of the search; there is no complexity regulariser.
+        seed: of samples and batches.
+    """
+
+    def __init__(self, supernet: WholeSupernet, patches: CleanPatches, config: SearchConfig, *, seed: int) -> None:
+        self.supernet = supernet
+        self.patches = patches
+        self.config = config
+        self.generator = torch.Generator().manual_seed(seed)
+        self.arch_parameters = [p for part in supernet.supernets() for p in part.arch.parameters()]
+        weights = [p for part in supernet.supernets() for p in part.weight_parameters()]
+        self.arch_optimizer = torch.optim.Adam(self.arch_parameters, lr=config.arch_learning_rate)
+        self.weight_optimizer = torch.optim.Adam(weights, lr=config.weight_learning_rate)
+
+    def run(self) -> Genotype:
+        """Alternate architecture and weight steps, as many as a part search does, then derive."""
+        config = self.config
+        num_steps = max(1, config.num_patches // 2 // config.batch_size)
+        for epoch in range(config.num_epochs):
+            is_warmup = epoch < round(config.warmup_share * config.num_epochs)
+            for _ in range(num_steps):
+                if not is_warmup:
+                    loss = self.loss("architecture", with_gradient=True)
+                    gradients = torch.autograd.grad(loss, self.arch_parameters)
+                    for parameter, gradient in zip(self.arch_parameters, gradients, strict=True):
+                        parameter.grad = gradient
+                    self.arch_optimizer.step()
+                loss = self.loss("weights", with_gradient=False)
+                if not loss.isfinite():
+                    raise FloatingPointError(f"the loss became {loss.item()}; lower `search.weight_learning_rate`")
+                self.weight_optimizer.zero_grad(set_to_none=True)
+                loss.backward()
+                self.weight_optimizer.step()
+        parts = [derive(part.arch, threshold=config.threshold) for part in self.supernet.supernets()]
+        return Genotype.of(self.supernet.space, parts)
+
+    def loss(self, split: Split, *, with_gradient: bool) -> Tensor:
+        """Return the L1 distance to the clean patches of one half, for sampled choices."""
+        config = self.config
+        noisy, clean = self.patches.sample(split, config.batch_size, self.generator)
+        choices = [
+            part.arch.sample(
+                estimator=config.estimator,  # type: ignore[arg-type]
+                temperature=config.temperature,
+                generator=self.generator,
+                with_gradient=with_gradient,
+            )
+            for part in self.supernet.supernets()
+        ]
+        return training_loss(self.supernet(noisy, choices), clean)

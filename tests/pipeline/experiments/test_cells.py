@@ -1,0 +1,78 @@
+"""The files that an experiment goes on from."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from pipeline.config import load_config
+from pipeline.experiments import Experiment
+from pipeline.experiments.cells import (
+    CellRecord,
+    claim_experiment,
+    read_identity,
+    read_records,
+    record_path,
+    values_by_seed,
+    wall_seconds,
+    write_record,
+)
+
+
+def record(variant: str = "slow", seed: int = 0, *, stage: str = "run", started_at: float = 0.0) -> CellRecord:
+    return CellRecord(
+        stage=stage, variant=variant, seed=seed, values={"psnr_db": 30.0 + seed}, started_at=started_at, seconds=2.0,
+        device="abacus",
+    )  # fmt: skip
+
+
+def test_a_record_is_read_as_it_was_written(tmp_path: Path) -> None:
+    records = [record("fast", 1), record("slow", 0), record("slow", 0, stage="measure")]
+    for one in records:
+        (tmp_path / one.stage).mkdir(exist_ok=True)
+        write_record(tmp_path, one)
+    assert read_records(tmp_path) == records
+
+
+def test_a_damaged_record_is_named(tmp_path: Path) -> None:
+    (tmp_path / "run").mkdir()
+    path = record_path(tmp_path, "run", "slow", 0)
+    path.write_text('{"stage": "run"')
+    with pytest.raises(ValueError, match="slow-seed0.json is damaged"):
+        read_records(tmp_path)
+    path.write_text('{"stage": "run"}')
+    with pytest.raises(ValueError, match="slow-seed0.json is no record of a cell"):
+        read_records(tmp_path)
+    write_record(tmp_path, record("slow", 0))
+    path.rename(record_path(tmp_path, "run", "slow", 7))
+    with pytest.raises(ValueError, match="slow-seed7.json holds the record of another cell: run slow-seed0"):
+        read_records(tmp_path)
+
+
+def test_only_seeds_without_a_missing_cell_count(two_variants: Experiment) -> None:
+    records = [record("slow", 0), record("fast", 0), record("slow", 1)]
+    assert values_by_seed(records, two_variants) == {0: {"slow": {"psnr_db": 30.0}, "fast": {"psnr_db": 30.0}}}
+    timed = replace(two_variants, measure=two_variants.run)
+    assert values_by_seed(records, timed) == {}
+    records += [replace(record(name, 0, stage="measure"), values={"ms": 1.0}) for name in ("slow", "fast")]
+    assert values_by_seed(records, timed)[0]["fast"] == {"psnr_db": 30.0, "ms": 1.0}
+
+
+def test_wall_time_counts_overlaps_once_and_pauses_not() -> None:
+    records = [record(started_at=0.0), record(started_at=1.0), record(started_at=100.0)]  # 0 .. 2, 1 .. 3, 100 .. 102
+    assert wall_seconds(records) == 5.0
+    assert wall_seconds([]) == 0.0
+
+
+def test_a_folder_belongs_to_one_experiment_with_one_size(tmp_path: Path, two_variants: Experiment) -> None:
+    with pytest.raises(FileNotFoundError, match="holds no experiment"):
+        read_identity(tmp_path)
+    claim_experiment(tmp_path, two_variants, load_config("tiny"))
+    claim_experiment(tmp_path, two_variants, load_config("tiny", ["output=elsewhere"]))
+    for other, config in (
+        (replace(two_variants, name="levels"), load_config("tiny")),
+        (two_variants, load_config("tiny", ["experiment.train_epochs=1"])),
+        (two_variants, load_config("tiny", ["retrain.learning_rate=0.5"])),
+    ):
+        with pytest.raises(ValueError, match="holds the experiment 'resampling' with settings"):
+            claim_experiment(tmp_path, other, config)

@@ -1,0 +1,147 @@
+"""Experiments that search networks, a cell at a time with the tiny preset; `prior` with its actors is in
+`test_experiment_command`."""
+
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+from latency import DeviceInfo, LatencyTable, Timing
+from pipeline.data.part_data import split_images
+from pipeline.experiments import CellJob, load_experiment
+from pipeline.experiments.estimators import is_searched, step_memory
+from pipeline.experiments.searches import GENOTYPE_FILE, search_inputs
+from pipeline.experiments.whole_search import CleanPatches, WholeSearch, WholeSupernet
+from pipeline.priors import load_prior
+from pipeline.search import patch_sources, space_of
+from search_space import Genotype, PartSupernet, SearchSpace, space_op_specs
+
+SMALL = ("search.num_epochs=2", "search.num_patches=8", "retrain.num_epochs=1", "retrain.steps_per_epoch=2")
+TRAINED = {"psnr_db", "ssim", "num_parameters", "macs", "num_steps"}
+
+
+@pytest.mark.parametrize("variant", ["resolution", "operator", "searched", "random"])
+def test_levels(make_job: Callable[..., CellJob], variant: str) -> None:
+    experiment = load_experiment("levels")
+    job = make_job(variant, *SMALL)
+    values = experiment.run(job)
+    assert values.keys() >= TRAINED
+    assert ("entropy_alpha" in values) == (variant in ("resolution", "searched"))
+    assert ("entropy_beta" in values) == (variant in ("operator", "searched"))
+    assert experiment.measure(job)["measured_ms"] > 0
+    assert experiment.run(make_job(variant, *SMALL)) == values
+
+
+def prices(space: SearchSpace, size: int) -> LatencyTable:
+    """Return invented prices: a pixel and a channel cost as much everywhere."""
+    timings = {
+        spec: Timing(median_ms=1e-6 * spec.height * spec.width * spec.in_channels, iqr_ms=0.0, num_repeats=1)
+        for spec in space_op_specs(space, height=size, width=size)
+    }
+    return LatencyTable(DeviceInfo.current(torch.device("cpu"), num_threads=1), timings)
+
+
+@pytest.mark.parametrize("variant", ["none", "parameters", "latency"])
+def test_cost(make_job: Callable[..., CellJob], variant: str) -> None:
+    experiment = load_experiment("cost")
+    job = make_job(variant, *SMALL)
+    table = prices(space_of(job.config, 16), job.config.latency.image_size)
+    values = experiment.run(replace(job, inputs=replace(job.inputs, table=table)))
+    assert values.keys() >= TRAINED | {"predicted_ms", "entropy_alpha"}
+    genotype = Genotype.load(job.folder / GENOTYPE_FILE)
+    assert values["num_parameters"] > 0 and genotype.num_channels == 16
+
+
+def test_cost_needs_a_strength(make_job: Callable[..., CellJob]) -> None:
+    with pytest.raises(ValueError, match="`search.complexity_weight` must be above 0 to compare regularisers, got 0"):
+        load_experiment("cost").run(make_job("macs", "search.complexity_weight=0"))
+
+
+@pytest.mark.parametrize("variant", ["mixture-base", "gumbel-hin", "sampled-hin"])
+def test_estimators(make_job: Callable[..., CellJob], variant: str) -> None:
+    experiment = load_experiment("estimators")
+    job = make_job(variant, *SMALL)
+    values = experiment.run(job)
+    estimator, _, added = variant.partition("-")
+    assert values["num_operators"] == (3 if added == "base" else 4)
+    assert 0 < values["memory_mb"] <= values["peak_memory_mb"]
+    assert (values.keys() >= TRAINED) == is_searched(estimator, added)
+    assert bool(experiment.measure(job)) == is_searched(estimator, added)
+
+
+def test_the_memory_of_sampled_operators_is_the_least(make_job: Callable[..., CellJob]) -> None:
+    megabytes = {}
+    for estimator in ("mixture", "gumbel", "sampled"):
+        job = make_job(estimator, *SMALL)
+        megabytes[estimator] = step_memory(job, job.config.with_settings({"search.estimator": estimator}))["memory_mb"]
+    assert megabytes["gumbel"] == pytest.approx(megabytes["mixture"], rel=0.01)
+    assert megabytes["sampled"] < 0.8 * megabytes["mixture"]
+
+
+def test_the_figure_of_estimators_is_drawn(tmp_path: Path) -> None:
+    experiment = load_experiment("estimators")
+    values = {
+        seed: {variant.name: {"memory_mb": 1.0 + i, "psnr_db": 30.0 + seed} for i, variant in
+               enumerate(experiment.variants)}
+        for seed in (0, 1)
+    }  # fmt: skip
+    (path,) = experiment.draw(values, tmp_path)
+    assert path == tmp_path / "figures" / "memory_and_quality.png"
+    assert path.stat().st_size > 10_000
+
+
+def test_an_estimator_needs_an_operator_besides_the_special_ones(make_job: Callable[..., CellJob]) -> None:
+    with pytest.raises(ValueError, match="must name an operator besides hin, swin, ib, got none"):
+        load_experiment("estimators").run(make_job("sampled-base", "space.candidate_ops=[hin, ib]"))
+
+
+def test_the_whole_begins_as_its_parts_do(tiny_space: SearchSpace) -> None:
+    whole = WholeSupernet(tiny_space, seed=3)
+    for part_index, part in enumerate(whole.supernets()):
+        torch.manual_seed(3 * 3 + part_index)  # as `search_part` does
+        alone = PartSupernet(part_index, tiny_space, generator=torch.Generator().manual_seed(3 * 3 + part_index))
+        assert all(torch.equal(p, q) for p, q in zip(part.parameters(), alone.parameters(), strict=True))
+
+
+def test_the_whole_learns_from_the_patches_of_the_parts(make_job: Callable[..., CellJob]) -> None:
+    job = make_job("whole", "search.num_patches=24")
+    config = job.config
+    patches = search_inputs(job, config, load_prior("mirnet16")).patches
+    assert patches is not None
+    clean = _clean_patches(job)
+    noisy = torch.cat([torch.from_numpy(clean.pairs[split][0]) for split in ("weights", "architecture")])
+    assert torch.equal(noisy, torch.from_numpy(patches.signals[0]))
+    assert clean.pairs["weights"][0].shape == clean.pairs["weights"][1].shape == (patches.num_weights, 3, 16, 16)
+    difference = clean.pairs["weights"][0] - clean.pairs["weights"][1]
+    assert difference.std() == pytest.approx(25 / 255, rel=0.05)  # the noise
+
+
+def _clean_patches(job: CellJob) -> CleanPatches:
+    config = job.config
+    images = list(job.inputs.training_images.values())
+    halves = split_images(images, config.data.architecture_share, patch_size=config.search.patch_size)
+    return CleanPatches(
+        patch_sources(config, halves), num_patches=config.search.num_patches, architecture_share=0.5,
+        batch_size=config.search.batch_size, generator=torch.Generator().manual_seed(config.seed),
+        device=torch.device("cpu"),
+    )  # fmt: skip
+
+
+def test_a_search_of_the_whole_lowers_the_loss_and_decides(make_job: Callable[..., CellJob]) -> None:
+    job = make_job("whole", "search.num_patches=48", "search.num_epochs=4", "search.weight_learning_rate=3e-3")
+    space = space_of(job.config, 16)
+    whole = WholeSupernet(space, seed=0)
+    search = WholeSearch(whole, _clean_patches(job), job.config.search, seed=0)
+    arch = {name: p.clone() for part in whole.supernets() for name, p in part.arch.named_parameters()}
+
+    def loss() -> float:
+        with torch.no_grad():
+            return sum(search.loss("weights", with_gradient=False).item() for _ in range(8))
+
+    before = loss()
+    genotype = search.run()
+    assert loss() < 0.8 * before
+    assert genotype.space.num_channels == 16
+    assert all(not torch.equal(arch[name], p) for name, p in whole.supernets()[2].arch.named_parameters())
