@@ -255,7 +255,7 @@ def test_latency_build_prints_prices_per_operator_and_size(
     text = capsys.readouterr().out
     rows = [re.split(r"\s*│\s*", line.strip("│ ")) for line in text.splitlines() if line.startswith("│")]
     assert [row[:3] for row in rows if row[0] == "conv_d1"] == [
-        ["conv_d1", "32x32", "25"],
+        ["conv_d1", "32x32", "26"],  # 25 pairs of widths and the first stem, 3 -> C
         ["conv_d1", "16x16", "25"],
     ]
     for row in rows:
