@@ -2,7 +2,7 @@
 
     python benchmarks/quick_quality.py
 
-For every seed: the plain residual U-Net of `plain_unet.py` is trained; its measured latency is the budget
+For every seed: the plain residual U-Net of `pipeline.baselines` is trained; its measured latency is the budget
 (`target_ms`) of a search with the quick preset; the searched network is trained from the weights that the search left
 (as the preset does) and once from scratch; so are three random architectures of the space, every part
 within 10 % of the searched one's predicted latency, from scratch. Every training gets the same seconds on the
@@ -20,9 +20,9 @@ from typing import Any
 
 import torch
 from common import print_table, write_result
-from plain_unet import PlainUNet
 
 from latency import LatencyTable, keep_freed_memory, measure_network_ms, predict_latency_ms
+from pipeline.baselines import PlainUNet
 from pipeline.cluster import ray_session
 from pipeline.config import load_config
 from pipeline.data.patches import PatchSource

@@ -3,14 +3,15 @@
 The imports below register the operators; candidates are listed in this order everywhere.
 """
 
-from ops import conv, skip, invertible, half_instance_norm, swin, resample  # noqa: F401, I001 - order of registration
+from ops import conv, skip, invertible, half_instance_norm, swin, naf, resample  # noqa: F401, I001 - order of registration
 from ops.registry import create_op, list_ops, register_op
-from ops.slimmable import SlimmableConv2d, SlimmableLinear, fit_channels, load_prefix
+from ops.slimmable import SlimmableConv2d, SlimmableLayerNorm, SlimmableLinear, fit_channels, load_prefix
 from ops.spec import OpSpec
 
 __all__ = [
     "OpSpec",
     "SlimmableConv2d",
+    "SlimmableLayerNorm",
     "SlimmableLinear",
     "create_op",
     "fit_channels",

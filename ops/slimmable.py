@@ -60,6 +60,15 @@ class SlimmableLinear(nn.Linear):
         return F.linear(x, self.weight[:out_features, : x.shape[-1]], bias)
 
 
+class SlimmableLayerNorm(nn.LayerNorm):
+    """Layer normalisation of the last dimension, at any prefix of it: the statistics are of the live channels."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map (..., C) to the same shape."""
+        channels = x.shape[-1]
+        return F.layer_norm(x, (channels,), self.weight[:channels], self.bias[:channels], self.eps)
+
+
 def fit_channels(x: Tensor, channels: int) -> Tensor:
     """Cut (B, C, H, W) to its first `channels` channels, or pad it with zero channels."""
     missing = channels - x.shape[1]

@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ops.registry import register_op
-from ops.slimmable import SlimmableLinear
+from ops.slimmable import SlimmableLayerNorm, SlimmableLinear
 from ops.spec import OpSpec
 
 WINDOW_SIZE = 8  # pixels; SwinIR's for denoising
@@ -111,15 +111,6 @@ class WindowLayer(nn.Module):
             slices.append(torch.matmul(logits.softmax(dim=-1), v))  # (B, g, K, N, D)
         attended = torch.cat(slices, dim=1).transpose(2, 3).flatten(-2)  # (B, G, K, N, D) -> (B, G, N, C)
         return self.projection(attended, channels)
-
-
-class SlimmableLayerNorm(nn.LayerNorm):
-    """Layer normalisation of the last dimension, at any prefix of it: the statistics are of the live channels."""
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Map (..., C) to the same shape."""
-        channels = x.shape[-1]
-        return F.layer_norm(x, (channels,), self.weight[:channels], self.bias[:channels], self.eps)
 
 
 def _to_windows(image: Tensor) -> Tensor:

@@ -7,13 +7,15 @@ from pathlib import Path
 
 import torch
 
+from pipeline.baselines import is_baseline, load_baseline
 from pipeline.checkpoint import load_weights
 from pipeline.priors import load_prior
 from search_space import Genotype, build_network
 
 
 def load_denoiser(path: Path | str) -> torch.nn.Module:
-    """Load a found network (a run's folder, or its `model.safetensors`) or a prior (name or checkpoint file).
+    """Load a found network (a run's folder, or its `model.safetensors`), a trained baseline (its file, or a folder that
+    holds it as `model.safetensors`) or a prior (name or checkpoint file).
 
     Raises:
         FileNotFoundError: nothing there.
@@ -21,6 +23,8 @@ def load_denoiser(path: Path | str) -> torch.nn.Module:
     """
     folder = Path(path)
     weights = folder / "model.safetensors" if folder.is_dir() else folder
+    if is_baseline(weights):
+        return load_baseline(weights)
     genotype_path = weights.parent / "genotype.json"
     if weights.name != "model.safetensors" or not genotype_path.exists():
         if folder.is_dir():

@@ -139,7 +139,7 @@ class PartSupernet(PartFrame):
             if choices.width_factors is not None:
                 # One run serves all z_k: channel c counts sum over k of z_k [c < width_k], which is 1 in the forward
                 # pass (Eqs. 5 to 7, 9, 10). Exact for conv_* and skip, whose narrow outputs are prefixes of the wide
-                # one; hin, ib and swin mix channels, so there the prefix stands for the narrow run. Widths above the
+                # one; hin, ib, swin, naf mix channels, so there the prefix stands for the narrow run. Widths above the
                 # sampled one count as the sampled one.
                 channel_factors = (choices.width_factors[n] @ self.width_masks)[:out_channels]
             factors = None if choices.ops.factors is None else choices.ops.factors[n]

@@ -15,8 +15,8 @@ def make_spec(name: str) -> OpSpec:
     return OpSpec(name=name, in_channels=16, out_channels=12, base_channels=16, height=8, width=8)
 
 
-def test_candidates_are_listed_in_the_order_of_the_paper() -> None:
-    assert list_ops() == ("conv_d1", "conv_d2", "conv_d3", "conv_r", "skip", "ib", "hin", "swin")
+def test_candidates_are_listed_in_the_order_of_the_paper_then_ours() -> None:
+    assert list_ops() == ("conv_d1", "conv_d2", "conv_d3", "conv_r", "skip", "ib", "hin", "swin", "naf")
 
 
 @pytest.mark.parametrize("name", ["down", "up", "conv3x3"])

@@ -35,7 +35,8 @@ def test_up_sampling_by_hand() -> None:
 @pytest.mark.parametrize("name", list_ops())
 def test_four_times_the_pixels_are_four_times_the_multiply_adds(name: str) -> None:
     small, large = make_spec(name, height=16, width=16), make_spec(name, height=32, width=32)
-    assert op_macs(large) == 4 * op_macs(small)
+    constant = 12 * 12 if name == "naf" else 0  # its attention works on one mean per channel
+    assert op_macs(large) - constant == 4 * (op_macs(small) - constant)
     assert op_num_parameters(large) == op_num_parameters(small)
 
 
