@@ -95,10 +95,14 @@ class HinasSupernet(Supernet[HinasGenotype]):
 
     @torch.no_grad()
     def derive(self) -> HinasGenotype:
-        """Take the likeliest path of widths (Viterbi), and for every node its two strongest edges, never `none`."""
+        """Take the likeliest path of widths (Viterbi), and for every node its two strongest edges, never `none`.
+
+        Probabilities count relative to chance: otherwise an undecided search would prefer levels with few sources.
+        """
         p = self.probabilities()
-        best: dict[int, tuple[float, tuple[int, ...]]] = {0: (0.0, ())}  # by level: log-probability and path so far
-        for beta, levels in zip(p["beta"].log().tolist(), self.space.levels, strict=True):
+        relative = p["beta"] * self.has_source.sum(dim=-1, keepdim=True)
+        best: dict[int, tuple[float, tuple[int, ...]]] = {0: (0.0, ())}  # by level: log-score and path so far
+        for beta, levels in zip(relative.log().tolist(), self.space.levels, strict=True):
             best = {
                 level: max((best[level + step][0] + beta[level][step + 1], (*best[level + step][1], level))
                            for step in (-1, 0, 1) if level + step in best)
