@@ -1,12 +1,15 @@
-"""L_dp and L_train.
+"""L_dp and L_train, and SSIM as a loss.
 
-Called by the part searches (Eq. 11) and by retraining (Eq. 14) of arXiv 2502.13359.
+Called by the part searches (Eq. 11) and by retraining (Eq. 14) of arXiv 2502.13359, and by the peers' searches.
 """
 
 from collections.abc import Sequence
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor
+
+from pipeline.metrics import SSIM_SIGMA, SSIM_WINDOW_SIZE
 
 
 def feature_distance(features: Tensor, target: Tensor) -> Tensor:
@@ -30,3 +33,26 @@ def training_loss(
     for output, target in zip(features, targets, strict=True):
         loss = loss + feature_distance(output, target)
     return loss
+
+
+def structural_similarity(image: Tensor, reference: Tensor) -> Tensor:
+    """Return the mean SSIM of a batch, differentiable: `pipeline.metrics.ssim` for values in [0, 1].
+
+    Args:
+        image: (B, C, H, W), height and width at least 11.
+        reference: same shape.
+    """
+    channels = image.shape[1]
+    offsets = torch.arange(SSIM_WINDOW_SIZE, device=image.device) - SSIM_WINDOW_SIZE // 2
+    taps = torch.exp(-(offsets**2) / (2 * SSIM_SIGMA**2)).to(image)
+    window = torch.outer(taps, taps) / taps.sum() ** 2
+
+    def mean(x: Tensor) -> Tensor:
+        return F.conv2d(x, window.expand(channels, 1, -1, -1), groups=channels)  # whole windows only
+
+    mu, mu_reference = mean(image), mean(reference)
+    variance, variance_reference = mean(image**2) - mu**2, mean(reference**2) - mu_reference**2
+    covariance = mean(image * reference) - mu * mu_reference
+    c1, c2 = 0.01**2, 0.03**2
+    luminance = (2 * mu * mu_reference + c1) / (mu**2 + mu_reference**2 + c1)
+    return (luminance * (2 * covariance + c2) / (variance + variance_reference + c2)).mean()

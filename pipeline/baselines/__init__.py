@@ -15,6 +15,7 @@ from torch import nn
 from pipeline.baselines.dncnn import DnCNN
 from pipeline.baselines.plain_unet import PlainUNet
 from pipeline.checkpoint import fill_by_name, load_metadata, load_weights, save_weights
+from pipeline.peers import ClearerNetwork, HinasNetwork
 from pipeline.priors import MIRNet, NAFNet
 
 __all__ = [
@@ -22,7 +23,9 @@ __all__ = [
 ]  # fmt: skip
 
 _CLASSES: dict[str, Callable[..., nn.Module]] = {
+    "clearer": ClearerNetwork,
     "dncnn": DnCNN,
+    "hinas": HinasNetwork,
     "mirnet": MIRNet,
     "nafnet": NAFNet,
     "plain_unet": PlainUNet,
@@ -40,7 +43,8 @@ def build_baseline(name: str, **sizes: Any) -> nn.Module:
 
     Args:
         name: one of `list_baselines`.
-        sizes: keyword arguments of its class, for example `num_layers=8`; those of the papers by default.
+        sizes: keyword arguments of its class, for example `num_layers=8`; those of the papers by default. The networks
+            of other searches, `clearer` and `hinas`, need a `genotype`.
 
     Raises:
         ValueError: unknown name, or a size that is impossible or that the network does not have.

@@ -15,8 +15,11 @@ from pipeline.models import load_denoiser
 from pipeline.priors import save_prior
 from pipeline.training import Trainer
 
+CELL = [[[0, "conv3"], [1, "sep3"]]]
 SMALL: dict[str, dict[str, Any]] = {
+    "clearer": {"genotype": {"num_channels": [4, 8, 16], "modules": ["fusion", "parallel"]}},
     "dncnn": {"num_channels": 8, "num_layers": 4},
+    "hinas": {"genotype": {"num_channels": 8, "levels": [0, 1], "cells": [CELL, CELL]}},
     "mirnet": {"num_channels": 8, "num_blocks": 1},
     "nafnet": {"num_channels": 8, "encoder_blocks": (1, 1), "middle_blocks": 1, "decoder_blocks": (1, 1)},
     "plain_unet": {"num_channels": 8},
@@ -94,6 +97,7 @@ def test_dncnn_gives_the_noise(noisy: Tensor) -> None:
         ("unet", {}, "`name` of a baseline must be one of .*dncnn.*, got 'unet'"),
         ("dncnn", {"depth": 3}, r"baseline dncnn cannot be built with \{'depth': 3\}: .*depth"),
         ("dncnn", {"num_layers": 1}, "`num_layers` at least 2, got 64 and 1"),
+        ("clearer", {}, "baseline clearer cannot be built with {}: .*genotype"),
         ("plain_unet", {"num_channels": 0}, "`num_channels` must be at least 1, got 0"),
     ],
 )

@@ -1,7 +1,8 @@
 import pytest
 import torch
 
-from pipeline.losses import feature_distance, training_loss
+from pipeline.losses import feature_distance, structural_similarity, training_loss
+from pipeline.metrics import ssim
 
 
 @pytest.fixture
@@ -36,3 +37,17 @@ def test_training_loss_is_l1_plus_the_distance_of_every_part(target: torch.Tenso
 def test_training_loss_needs_as_many_targets_as_features(target: torch.Tensor) -> None:
     with pytest.raises(ValueError, match="zip"):
         training_loss(target, target, [target], [])
+
+
+def test_structural_similarity_is_that_of_the_metric(generator: torch.Generator) -> None:
+    clean = torch.rand(2, 3, 19, 24, generator=generator)
+    noisy = (clean + 0.3 * torch.randn(clean.shape, generator=generator)).requires_grad_()
+    similarity = structural_similarity(noisy, clean)
+    expected = [
+        ssim(a.permute(1, 2, 0).numpy(), b.permute(1, 2, 0).numpy(), data_range=1)
+        for a, b in zip(noisy.detach(), clean, strict=True)
+    ]
+    assert similarity.item() == pytest.approx(sum(expected) / 2, abs=1e-5)
+    assert structural_similarity(clean, clean).item() == pytest.approx(1)
+    similarity.backward()
+    assert noisy.grad is not None and noisy.grad.isfinite().all()
