@@ -39,6 +39,7 @@ from search_space import (
     build_network,
     derive,
     genotype_op_specs,
+    gumbel_noise,
     num_parameters,
     restrict_to_budget,
 )
@@ -113,8 +114,9 @@ def random_part(
     arch = ArchParameters(space, generator=generator)
     assert budget is not None
     restrict_to_budget(arch, costs, budget)
+    # Noise alone as logits: of which the largest is a uniform choice, and the softmax keeps random sets of pathways.
     for parameter in arch.parameters():
-        parameter.requires_grad_(False).copy_(_gumbel(parameter.shape, generator))
+        parameter.requires_grad_(False).copy_(gumbel_noise(parameter.shape, generator))
     part = derive(arch)
     for _ in range(MAX_DRAWS):
         distance = abs(costs.of(part) / target - 1)
@@ -123,7 +125,7 @@ def random_part(
         cell = int(torch.randint(len(space.cells), (1,), generator=generator))
         before = {name: parameter[cell].clone() for name, parameter in arch.named_parameters()}
         for parameter in arch.parameters():
-            parameter[cell] = _gumbel(parameter[cell].shape, generator)
+            parameter[cell] = gumbel_noise(parameter[cell].shape, generator)
         other = derive(arch)
         if abs(costs.of(other) / target - 1) <= distance:
             part = other
@@ -131,11 +133,6 @@ def random_part(
             for name, parameter in arch.named_parameters():
                 parameter[cell] = before[name]
     raise ValueError(f"no random part within {TOLERANCE:.0%} of {target:.2f} ms in {MAX_DRAWS} draws")
-
-
-def _gumbel(shape: torch.Size, generator: torch.Generator) -> torch.Tensor:
-    """Return logits of which the largest is a uniform choice, and softmaxes that keep random sets of pathways."""
-    return -torch.empty(shape).exponential_(generator=generator).log()
 
 
 def benchmark_seed(seed: int, options: argparse.Namespace, folder: Path, rows: dict[str, Any]) -> None:

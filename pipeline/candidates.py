@@ -12,9 +12,8 @@ from typing import TypeVar
 
 import torch
 
-from search_space import ArchParameters, CostModel, PartGenotype, derive, perturb, redraw
+from search_space import LEVELS, ArchParameters, CostModel, PartGenotype, derive, perturb, redraw
 
-_LEVELS = ("alpha", "beta", "gamma", "delta")
 _T = TypeVar("_T")
 _TRIES_PER_CANDIDATE = 20  # draws at most for every candidate that is new and within the budget
 
@@ -59,7 +58,7 @@ def find_candidate(
             logits = perturb(arch, generator=generator)
         else:
             index = arch.space.cells.index(_pick(best.cells, generator).position)
-            logits = redraw(best_logits, arch, index, _pick(_LEVELS, generator), generator=generator)
+            logits = redraw(best_logits, arch, index, _pick(LEVELS, generator), generator=generator)
         part = derive(logits, threshold=threshold)
         if part in seen:
             continue

@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from pipeline.config import RayConfig
+from pipeline.settings import RayConfig
 
 # Read by Ray when it is imported or started: no statistics sent, no token file written for a cluster that lives for
 # one command on this machine, Ray Train's current implementation, no fatal limit on memory shared with others.

@@ -23,13 +23,14 @@ from torch import Tensor
 from latency import LatencyTable, keep_freed_memory
 from pipeline.checkpoint import load_metadata, load_weights, save_weights, write_atomically
 from pipeline.cluster import load_op_files, read_op_files
-from pipeline.config import CollectConfig, Config
+from pipeline.config import Config
 from pipeline.plain import hash_of
 from pipeline.priors import NUM_PARTS
 from pipeline.records import RECORD_SCHEMA_VERSION, Record, read_records, write_dataset, write_record
 from pipeline.run import Run
 from pipeline.sampling import CollectionSearcher, TrialJob
 from pipeline.search import SearchInputs, part_data, prepare_inputs
+from pipeline.settings import CollectConfig
 from pipeline.shared_supernet import train_shared_supernet
 from pipeline.trial import CollectionTrial, SharedData, trial_config
 from search_space import SearchSpace

@@ -6,7 +6,8 @@ functions, so that `--help` answers at once.
 
 import argparse
 import json
-from contextlib import ExitStack
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -25,10 +26,7 @@ def run_command(options: argparse.Namespace, console: Console) -> None:
 
     config = _config(options)
     summary_path = Path(config.output) / "summary.json"
-    with ExitStack() as stack:
-        progress = stack.enter_context(ProgressReport(console))
-        run = stages.open_run(config, progress=progress)
-        stack.enter_context(stages.locked(run.folder))
+    with _opened(config, console) as run, ExitStack() as stack:
         if summary_path.exists():
             console.print(f"{run.folder} holds this run already, finished; its summary:", soft_wrap=True)
             summary = json.loads(summary_path.read_text())
@@ -41,34 +39,27 @@ def run_command(options: argparse.Namespace, console: Console) -> None:
             record_run(run, tracker, summary)
             write_summary(run.folder, summary)
     console.print(summary_table(summary))
-    console.print(f"everything is in {run.folder}; see it with: mlflow ui --backend-store-uri {_tracking_uri(config)}",
+    console.print(f"everything is in {run.folder}; see it with: mlflow ui --backend-store-uri {config.tracking_uri}",
                   soft_wrap=True)  # fmt: skip
 
 
 def latency_build_command(options: argparse.Namespace, console: Console) -> None:
     """Price every operator of the search space on this device."""
-    from pipeline import run as stages
-
-    with ProgressReport(console) as progress:
-        run = stages.open_run(_config(options), progress=progress)
-        with stages.locked(run.folder):
-            table = run.latency_table()
+    with _opened(_config(options), console) as run:
+        table = run.latency_table()
     console.print(price_table(table))
     console.print(f"saved in {run.config.latency.table or run.path('latency.parquet')}", soft_wrap=True)
 
 
 def search_command(options: argparse.Namespace, console: Console) -> None:
     """Search one architecture; leaves genotype.json."""
-    from pipeline import run as stages
     from pipeline.cluster import ray_session
 
     config = _config(options)
-    with ExitStack() as stack:
-        run = stages.open_run(config, progress=stack.enter_context(ProgressReport(console)))
-        stack.enter_context(stages.locked(run.folder))
+    with _opened(config, console) as run:
         table = run.latency_table() if config.search.cost == "latency" else None
-        stack.enter_context(ray_session(config.ray))
-        genotype, parts = run.search(table)
+        with ray_session(config.ray):
+            genotype, parts = run.search(table)
     for index, part in enumerate(parts):
         shares = ", ".join(f"{name} {value:.2f}" for name, value in part.entropies.items())
         console.print(f"part {index}: {len(part.part.cells)} cells; entropy (1 is undecided): {shares}")
@@ -86,29 +77,25 @@ def derive_command(options: argparse.Namespace, console: Console) -> None:
 
 def retrain_command(options: argparse.Namespace, console: Console) -> None:
     """Retrain the searched architecture, or the one of a genotype file."""
-    from pipeline import run as stages
     from pipeline.cluster import ray_session
     from search_space import Genotype
 
     config = _config(options)
-    with ExitStack() as stack:
-        run = stages.open_run(config, progress=stack.enter_context(ProgressReport(console)))
-        stack.enter_context(stages.locked(run.folder))
+    with _opened(config, console) as run:
         parts = None
         if options.genotype:
             genotype = Genotype.load(options.genotype)
         else:
             genotype, parts = run.finished_search()
-        stack.enter_context(ray_session(config.ray))
-        network = run.retrain(genotype, parts)
-        results = run.evaluate(network, None)
+        with ray_session(config.ray):
+            network = run.retrain(genotype, parts)
+            results = run.evaluate(network, None)
     console.print(score_table(f"retrained {genotype.genotype_id}", results["images"]))
     console.print(f"weights: {run.path('model.safetensors')}", soft_wrap=True)
 
 
 def collect_command(options: argparse.Namespace, console: Console) -> None:
     """Search many architectures and keep a record of each; resumes."""
-    from pipeline import run as stages
     from pipeline.cluster import ray_session
     from pipeline.collect import DATASET_FOLDER, claim_collection, collect
     from pipeline.collection_tracking import BackgroundSender, CollectionTracking
@@ -120,18 +107,16 @@ def collect_command(options: argparse.Namespace, console: Console) -> None:
     for name in ("num", "random"):
         if getattr(options, name) < 0:
             raise ValueError(f"`--{name}` must be at least 0, got {getattr(options, name)}")
-    with ExitStack() as stack:
-        run = stages.open_run(config, progress=stack.enter_context(ProgressReport(console)))
-        stack.enter_context(stages.locked(run.folder))
+    with _opened(config, console) as run, ExitStack() as stack:
         claim_collection(run.folder, config)  # before anything is tracked
-        tracking = CollectionTracking(run.folder, _tracking_uri(config), config)
+        tracking = CollectionTracking(run.folder, config.tracking_uri, config)
         sender = stack.enter_context(BackgroundSender(tracking))
         stack.enter_context(ray_session(config.ray))
         records = collect(run, num_searched=options.num, num_random=options.random, on_record=sender.add)
         sender.finish(records)
     console.print(collection_table(records))
     console.print(
-        f"data set: {run.path(DATASET_FOLDER)}\nmlflow ui --backend-store-uri {_tracking_uri(config)}\n"
+        f"data set: {run.path(DATASET_FOLDER)}\nmlflow ui --backend-store-uri {config.tracking_uri}\n"
         f"then http://127.0.0.1:5000{tracking.link}", soft_wrap=True,
     )  # fmt: skip
 
@@ -147,10 +132,10 @@ def track_command(options: argparse.Namespace, console: Console) -> None:
     records = read_records(folder / RECORDS_FOLDER)
     config = _collection_config(folder, options)
     with locked(folder):
-        tracking = CollectionTracking(folder, _tracking_uri(config), config)
+        tracking = CollectionTracking(folder, config.tracking_uri, config)
         num_sent = tracking.send(records)
         tracking.end(records)
-    console.print(f"{num_sent} of {len(records)} records sent to {_tracking_uri(config)}", soft_wrap=True)
+    console.print(f"{num_sent} of {len(records)} records sent to {config.tracking_uri}", soft_wrap=True)
 
 
 def analyze_command(options: argparse.Namespace, console: Console) -> None:
@@ -179,7 +164,7 @@ def analyze_command(options: argparse.Namespace, console: Console) -> None:
     console.print(f"report: {output / 'report.html'}", soft_wrap=True)
     if (folder / "mlflow_run_id").exists() and (folder / "config.yaml").exists():
         config = _collection_config(folder, options)
-        track_study(folder, _tracking_uri(config), config, study.files)
+        track_study(folder, config.tracking_uri, config, study.files)
 
 
 def _collection_config(folder: Path, options: argparse.Namespace) -> Config:
@@ -263,6 +248,17 @@ def _load_denoiser(options: argparse.Namespace) -> Any:
     return load_denoiser(options.model).to(options.device)
 
 
+@contextmanager
+def _opened(config: Config, console: Console) -> Iterator[Any]:
+    """Show progress, open the run and keep its folder from other commands."""
+    from pipeline.run import locked, open_run
+
+    with ProgressReport(console) as progress:
+        run = open_run(config, progress=progress)
+        with locked(run.folder):
+            yield run
+
+
 def _config(options: argparse.Namespace) -> Config:
     overrides = list(options.overrides)
     if getattr(options, "output", None):
@@ -277,16 +273,12 @@ def _params(config: Config) -> dict[str, Any]:
     return settings | {"config_hash": config.config_hash}
 
 
-def _tracking_uri(config: Config) -> str:
-    return config.tracking_uri
-
-
 def _tracker(config: Config, folder: Path) -> Any:
     from pipeline.tracking import Tracker
 
     remembered = folder / "mlflow_run_id"
     tracker = Tracker.open(
-        _tracking_uri(config), config.tracking.experiment, f"{config.name} seed {config.seed}", kind="architecture",
+        config.tracking_uri, config.tracking.experiment, f"{config.name} seed {config.seed}", kind="architecture",
         tags={"preset": config.name, "config_hash": config.config_hash},
         run_id=remembered.read_text().strip() if remembered.exists() else None,
     )  # fmt: skip

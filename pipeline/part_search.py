@@ -14,11 +14,12 @@ from torch import Tensor
 
 from pipeline.candidates import find_candidate
 from pipeline.checkpoint import load_checkpoint, save_checkpoint
-from pipeline.config import SearchConfig
-from pipeline.data.part_data import PartData
+from pipeline.data.part_data import PartData, Split
 from pipeline.losses import feature_distance
+from pipeline.settings import SearchConfig
 from pipeline.shared_supernet import load_supernet
 from search_space import (
+    Choices,
     CostModel,
     PartGenotype,
     PartNetwork,
@@ -89,9 +90,7 @@ def search_part(
         ValueError: the checkpoint was made with other settings.
         FloatingPointError: the loss is not finite.
     """
-    torch.manual_seed(seed * 3 + part_index)  # initial weights
-    generator = torch.Generator().manual_seed(seed * 3 + part_index)
-    supernet = PartSupernet(part_index, space, generator=generator)
+    supernet, generator = new_supernet(part_index, space, seed)
     if initial_weights is not None:
         load_supernet(supernet, initial_weights)
     # Numbers of its own, so that a search with random levels draws the same batches as one without.
@@ -114,6 +113,40 @@ def search_part(
         if log is not None:
             log(epoch + 1, metrics)
     return search.result()
+
+
+def new_supernet(part_index: int, space: SearchSpace, seed: int) -> tuple[PartSupernet, torch.Generator]:
+    """Return the supernet that a search with `seed` begins with, and the generator of its samples and batches."""
+    torch.manual_seed(seed * 3 + part_index)  # initial weights
+    generator = torch.Generator().manual_seed(seed * 3 + part_index)
+    return PartSupernet(part_index, space, generator=generator), generator
+
+
+def sample_choices(
+    supernet: PartSupernet, config: SearchConfig, *, generator: torch.Generator, with_gradient: bool
+) -> Choices:
+    """Sample choices with the estimator of `config`; weight steps need no gradient of the architecture."""
+    return supernet.arch.sample(
+        estimator=config.estimator,  # type: ignore[arg-type]
+        temperature=config.temperature,
+        generator=generator,
+        with_gradient=with_gradient,
+    )
+
+
+def sampled_l_dp(
+    supernet: PartSupernet,
+    data: PartData,
+    config: SearchConfig,
+    split: Split,
+    *,
+    generator: torch.Generator,
+    with_gradient: bool,
+) -> Tensor:
+    """Return L_dp on a batch of one half for sampled choices: what both steps of Algorithm 1 descend."""
+    x, target = data.sample(split, config.batch_size, generator)
+    choices = sample_choices(supernet, config, generator=generator, with_gradient=with_gradient)
+    return feature_distance(supernet(x, choices), target)
 
 
 class _PartSearch:
@@ -142,8 +175,7 @@ class _PartSearch:
     def run_epoch(self, epoch: int) -> dict[str, float]:
         """Pass once over as many patches as D_w holds; weights only during the warm-up."""
         config = self.config
-        num_steps = max(1, config.num_patches // 2 // config.batch_size)
-        is_warmup = epoch < round(config.warmup_share * config.num_epochs)
+        num_steps, is_warmup = config.steps_per_epoch, epoch < config.num_warmup_epochs
         sums = {"weight_loss": 0.0, "arch_loss": 0.0}
         for _ in range(num_steps):
             if not is_warmup:
@@ -226,16 +258,10 @@ class _PartSearch:
         self.weight_optimizer.step()
         return _finite(loss)
 
-    def _l_dp(self, split: str, *, with_gradient: bool) -> Tensor:
-        config = self.config
-        x, target = self.data.sample(split, config.batch_size, self.generator)  # type: ignore[arg-type]
-        choices = self.supernet.arch.sample(
-            estimator=config.estimator,  # type: ignore[arg-type]
-            temperature=config.temperature,
-            generator=self.generator,
-            with_gradient=with_gradient,
+    def _l_dp(self, split: Split, *, with_gradient: bool) -> Tensor:
+        return sampled_l_dp(
+            self.supernet, self.data, self.config, split, generator=self.generator, with_gradient=with_gradient
         )
-        return feature_distance(self.supernet(x, choices), target)
 
     def state(self) -> dict[str, object]:
         return {

@@ -16,10 +16,10 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from pipeline.checkpoint import load_checkpoint, save_checkpoint
-from pipeline.config import PriorTrainConfig
 from pipeline.data.patches import PatchSource
 from pipeline.plain import to_plain
 from pipeline.priors import MIRNet, NAFNet, Prior
+from pipeline.settings import PriorTrainConfig
 
 _logger = logging.getLogger(__name__)
 _WARMUP_STEPS = 200

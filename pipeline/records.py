@@ -16,7 +16,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from pipeline.checkpoint import write_atomically
-from search_space import DIRECTIONS, NUM_PARTS, WIDTHS, Genotype, SearchSpace, cell_op_specs, op_macs
+from search_space import DIRECTIONS, LEVELS, NUM_PARTS, WIDTHS, Genotype, SearchSpace, cell_op_specs, op_macs
 
 RECORD_SCHEMA_VERSION = 1
 ORIGINS = ("searched", "random")
@@ -52,7 +52,7 @@ ARCHITECTURE_COLUMNS = pa.schema(
         ("retrained_psnr_db", pa.float64()),  # after `retrain_steps`; null without
         ("retrain_steps", pa.int64()),
         *((f"l_dp_part{part}", pa.float64()) for part in PARTS),  # of the last epoch on D_w; null for random
-        *((f"entropy_{name}", pa.float64()) for name in ("alpha", "beta", "gamma", "delta")),  # mean over parts
+        *((f"entropy_{name}", pa.float64()) for name in LEVELS),  # mean over parts
         ("search_seconds", pa.float64()),  # wall time of the three part searches
         ("score_seconds", pa.float64()),
         ("cpu_seconds", pa.float64()),  # of part searches and scoring together

@@ -19,12 +19,13 @@ import torch
 from latency import DeviceInfo, LatencyTable, TimingRule, build_table, measure_network_ms, predict_latency_ms
 from pipeline.checkpoint import load_checkpoint, save_checkpoint, save_weights
 from pipeline.cluster import load_op_files, read_op_files
-from pipeline.config import PHOTOGRAPHS, Config
+from pipeline.config import Config
 from pipeline.data.images import TRAINING_PHOTOGRAPHS, VALIDATION_PHOTOGRAPHS, load_folder, load_pairs, photographs
 from pipeline.evaluate import ImageScore, evaluate_denoiser, mean_score
 from pipeline.part_search import PartSearchResult
 from pipeline.pictures import ComparisonRow, comparison_figure
 from pipeline.priors import NUM_PARTS, Prior, load_prior
+from pipeline.settings import PHOTOGRAPHS
 from search_space import (
     ArchParameters,
     DenoisingNetwork,

@@ -12,10 +12,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from pipeline.config import RetrainConfig
 from pipeline.data.patches import PatchSource
 from pipeline.losses import training_loss
 from pipeline.priors import Prior
+from pipeline.settings import RetrainConfig
 
 
 class Trainer:

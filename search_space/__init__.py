@@ -3,7 +3,7 @@
 Read by `pipeline`; knows the operators and nothing of devices, data or training loops.
 """
 
-from search_space.arch_parameters import ArchParameters, Choices
+from search_space.arch_parameters import LEVELS, ArchParameters, Choices
 from search_space.complexity import (
     genotype_macs,
     genotype_num_parameters,
@@ -13,7 +13,7 @@ from search_space.complexity import (
     op_num_parameters,
 )
 from search_space.derive import DEFAULT_THRESHOLD, choices_of, derive, perturb, redraw
-from search_space.estimators import ESTIMATORS, Estimator, Selection, select
+from search_space.estimators import ESTIMATORS, Estimator, Selection, gumbel_noise, select
 from search_space.expected_cost import LEVEL_WEIGHTS, CostModel, PartCost, restrict_to_budget, space_op_specs
 from search_space.genotype import NUM_PARTS, CellGenotype, Genotype, PartGenotype
 from search_space.network import (
@@ -25,7 +25,7 @@ from search_space.network import (
     inherit_weights,
     part_op_specs,
 )
-from search_space.sample import LEVELS, randomise_levels, sample_genotype, sample_part
+from search_space.sample import randomise_levels, sample_genotype, sample_part
 from search_space.space import DEFAULT_OPS, DIRECTIONS, WIDTHS, CellPosition, Direction, SearchSpace
 from search_space.supernet import MixedCell, PartSupernet
 
@@ -61,6 +61,7 @@ __all__ = [
     "genotype_macs",
     "genotype_num_parameters",
     "genotype_op_specs",
+    "gumbel_noise",
     "inherit_weights",
     "network_macs",
     "num_parameters",

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from search_space.estimators import OUT_OF_CHOICE, Estimator, Selection, gumbel_straight_through, select
 from search_space.space import DIRECTIONS, WIDTHS, SearchSpace
 
+LEVELS = ("alpha", "beta", "gamma", "delta")  # operator, resolution, width, dense connection
 _INITIAL_SPREAD = 1e-3
 
 

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from search_space.arch_parameters import ArchParameters, Choices
-from search_space.estimators import Selection
+from search_space.estimators import Selection, gumbel_noise
 from search_space.genotype import CellGenotype, PartGenotype, keep_reachable
 from search_space.space import DIRECTIONS, WIDTHS, CellPosition, SearchSpace
 
@@ -79,7 +79,7 @@ def perturb(arch: ArchParameters, *, generator: torch.Generator) -> ArchParamete
     noisy = copy.deepcopy(arch)
     with torch.no_grad():
         for parameter in noisy.parameters():
-            parameter.add_(_gumbel(parameter, generator))
+            parameter.add_(gumbel_noise(parameter.shape, generator).to(parameter))
     return noisy
 
 
@@ -98,12 +98,8 @@ def redraw(
     other = copy.deepcopy(noisy)
     with torch.no_grad():
         logits = getattr(arch, level)[index]
-        getattr(other, level)[index] = logits + _gumbel(logits, generator)
+        getattr(other, level)[index] = logits + gumbel_noise(logits.shape, generator).to(logits)
     return other
-
-
-def _gumbel(like: Tensor, generator: torch.Generator) -> Tensor:
-    return -torch.empty(like.shape).exponential_(generator=generator).log().to(like)
 
 
 def choices_of(part: PartGenotype, space: SearchSpace) -> Choices:

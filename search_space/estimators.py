@@ -81,7 +81,12 @@ def gumbel_straight_through(logits: Tensor, *, temperature: float, generator: to
     Returns:
         (N, K), one 1 per row; backward passes through z~ of Eq. (6), with the full inner sum in Eq. (7) (E2).
     """
-    gumbel = -torch.empty(logits.shape).exponential_(generator=generator).log().to(logits)
+    gumbel = gumbel_noise(logits.shape, generator).to(logits)
     relaxed = ((logits.log_softmax(dim=-1) + gumbel) / temperature).softmax(dim=-1)  # Eq. (6), E1
     one_hot = F.one_hot(relaxed.argmax(dim=-1), logits.shape[-1]).to(logits)
     return one_hot + relaxed - relaxed.detach()
+
+
+def gumbel_noise(shape: torch.Size, generator: torch.Generator) -> Tensor:
+    """Draw G of Eq. (5): the argmax of logits + G is a sample of their softmax."""
+    return -torch.empty(shape).exponential_(generator=generator).log()

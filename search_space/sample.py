@@ -9,12 +9,12 @@ from typing import TypeVar
 import torch
 import torch.nn.functional as F
 
-from search_space.arch_parameters import ArchParameters
+from search_space.arch_parameters import LEVELS, ArchParameters
 from search_space.derive import DEFAULT_THRESHOLD
+from search_space.estimators import gumbel_noise
 from search_space.genotype import NUM_PARTS, CellGenotype, Genotype, PartGenotype, keep_reachable
 from search_space.space import WIDTHS, CellPosition, SearchSpace, max_kept
 
-LEVELS = ("alpha", "beta", "gamma", "delta")
 _T = TypeVar("_T")
 _DECIDED = 100.0  # a logit that leaves the others nothing
 
@@ -83,7 +83,7 @@ def randomise_levels(arch: ArchParameters, levels: Sequence[str], *, generator: 
         if level not in LEVELS:
             raise ValueError(f"`levels` must be among {', '.join(LEVELS)}, got {level!r}")
         parameter: torch.nn.Parameter = getattr(arch, level)
-        gumbel = -torch.empty(parameter.shape).exponential_(generator=generator).log()
+        gumbel = gumbel_noise(parameter.shape, generator)
         if level in ("alpha", "gamma"):
             gumbel = _DECIDED * F.one_hot(gumbel.argmax(dim=-1), gumbel.shape[-1])
         parameter.requires_grad_(False).copy_(gumbel)

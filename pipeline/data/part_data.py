@@ -84,6 +84,11 @@ def split_images(
     return halves
 
 
+def num_weight_patches(num_patches: int, architecture_share: float) -> int:
+    """Return how many of the patches train weights; both halves get at least one."""
+    return max(1, min(num_patches - 1, round(num_patches * (1 - architecture_share))))
+
+
 def compute_patch_set(
     prior: Prior,
     sources: dict[Split, PatchSource],
@@ -106,7 +111,7 @@ def compute_patch_set(
         progress: called with (patches done, N).
     """
     device = next(prior.parameters()).device
-    num_weights = max(1, min(num_patches - 1, round(num_patches * (1 - architecture_share))))
+    num_weights = num_weight_patches(num_patches, architecture_share)
     signals: list[np.ndarray] | None = None
     for split, start, stop in (("weights", 0, num_weights), ("architecture", num_weights, num_patches)):
         for first in range(start, stop, batch_size):

@@ -10,9 +10,10 @@ from pathlib import Path
 
 from rich.console import Console
 
-from pipeline.config import EXPERIMENT_SIZES, Config, load_config
+from pipeline.config import Config, load_config
 from pipeline.experiments.registry import EXPERIMENTS, load_experiment
 from pipeline.report import ProgressReport
+from pipeline.settings import EXPERIMENT_SIZES
 
 
 def experiment_command(options: argparse.Namespace, console: Console) -> None:

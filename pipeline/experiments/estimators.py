@@ -12,7 +12,7 @@ from statistics import fmean
 import torch
 
 from pipeline.config import Config
-from pipeline.experiments.drawing import BLUE, GREEN, INK, VERMILION, new_figure, save_figure
+from pipeline.experiments.drawing import new_figure, save_figure
 from pipeline.experiments.experiment import CellJob, Claim, Column, Experiment, Values, Variant, compare
 from pipeline.experiments.memory import saved_bytes
 from pipeline.experiments.networks import COST_COLUMNS, PSNR
@@ -24,10 +24,11 @@ from pipeline.experiments.searches import (
     search_inputs,
     search_network,
 )
-from pipeline.losses import feature_distance
+from pipeline.figure_style import BLUE, GREEN, INK, VERMILION
+from pipeline.part_search import new_supernet, sampled_l_dp
 from pipeline.priors import load_prior
 from pipeline.search import part_data, space_of
-from search_space import ESTIMATORS, PartSupernet
+from search_space import ESTIMATORS
 
 # Named after what is injected into the convolutions and skip, in the order in which the paper lists them.
 SETS: dict[str, tuple[str, ...]] = {
@@ -74,22 +75,13 @@ def step_memory(job: CellJob, config: Config) -> Values:
     prior = load_prior(config.prior.weights, device=device)
     few = config.with_settings({"search.num_patches": 2 * config.search.batch_size})
     data = part_data(config, search_inputs(job, few, prior), _PART)
-    generator = torch.Generator().manual_seed(config.seed)
-    torch.manual_seed(config.seed)
-    supernet = PartSupernet(_PART, space_of(config, prior.num_channels), generator=generator)
+    supernet, generator = new_supernet(_PART, space_of(config, prior.num_channels), config.seed)
     supernet.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
     with torch.no_grad():
         supernet.arch.gamma[:, 0] = _FULL_WIDTH
-    x, target = data.sample("architecture", config.search.batch_size, generator)
 
     def forward() -> torch.Tensor:
-        choices = supernet.arch.sample(
-            estimator=config.search.estimator,  # type: ignore[arg-type]
-            temperature=config.search.temperature,
-            generator=generator,
-            with_gradient=True,
-        )
-        return feature_distance(supernet(x, choices), target)
+        return sampled_l_dp(supernet, data, config.search, "architecture", generator=generator, with_gradient=True)
 
     num_draws = _NUM_DRAWS if config.search.estimator == "sampled" else 1  # the others run everything in every step
     megabytes = [saved_bytes(forward, supernet.parameters())[1] / 1e6 for _ in range(num_draws)]

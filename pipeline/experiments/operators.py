@@ -23,9 +23,10 @@ from pipeline.data.images import to_tensor
 from pipeline.data.noise import add_test_awgn
 from pipeline.data.part_data import PartData
 from pipeline.experiments.cells import cell_name
-from pipeline.experiments.drawing import BLUE, GREEN, VERMILION, new_figure, save_figure
+from pipeline.experiments.drawing import new_figure, save_figure
 from pipeline.experiments.experiment import CellJob, Claim, Column, Experiment, Values, Variant
 from pipeline.experiments.searches import search_inputs
+from pipeline.figure_style import BLUE, GREEN, VERMILION
 from pipeline.losses import feature_distance
 from pipeline.priors import NUM_PARTS, Prior, load_prior
 from pipeline.search import part_data, space_of

@@ -19,10 +19,10 @@ from pipeline.experiments.memory import saved_bytes
 from pipeline.experiments.networks import COST_COLUMNS, PSNR
 from pipeline.experiments.searches import measure_searched, regardless_of_cost, retrain, search_inputs
 from pipeline.experiments.whole_search import CleanPatches, WholeSearch, WholeSupernet
-from pipeline.losses import feature_distance
+from pipeline.part_search import new_supernet, sampled_l_dp
 from pipeline.priors import NUM_PARTS, load_prior
 from pipeline.search import SearchInputs, cost_models, part_data, patch_sources, search, space_of
-from search_space import Genotype, PartSupernet, SearchSpace
+from search_space import Genotype, SearchSpace
 
 _NUM_DRAWS = 24  # architecture steps over which memory is averaged
 
@@ -87,20 +87,12 @@ def _without(job: CellJob, config: Config) -> tuple[Genotype, Values]:
 
 
 def _part_memory(config: Config, space: SearchSpace, inputs: SearchInputs, part_index: int) -> float:
-    generator = torch.Generator().manual_seed(config.seed)
-    supernet = PartSupernet(part_index, space, generator=generator)
+    supernet, generator = new_supernet(part_index, space, config.seed)
     supernet.to(torch.device(config.device), memory_format=torch.channels_last)  # type: ignore[call-overload]
     data = part_data(config, inputs, part_index)
 
     def forward() -> Tensor:
-        x, target = data.sample("architecture", config.search.batch_size, generator)
-        choices = supernet.arch.sample(
-            estimator=config.search.estimator,  # type: ignore[arg-type]
-            temperature=config.search.temperature,
-            generator=generator,
-            with_gradient=True,
-        )
-        return feature_distance(supernet(x, choices), target)
+        return sampled_l_dp(supernet, data, config.search, "architecture", generator=generator, with_gradient=True)
 
     return _mean_memory(forward, list(supernet.parameters()))
 

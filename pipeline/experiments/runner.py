@@ -16,21 +16,21 @@ import torch
 
 from latency import DeviceInfo, keep_freed_memory
 from pipeline.cluster import load_op_files, read_op_files
-from pipeline.config import EXPERIMENT_SIZES, Config
+from pipeline.config import Config
 from pipeline.experiments.cells import STAGES, CellRecord, cell_name, record_path, write_record
 from pipeline.experiments.experiment import CellJob, Experiment, Inputs
 from pipeline.experiments.registry import load_experiment
+from pipeline.settings import EXPERIMENT_SIZES
+
+# Of a cell that runs alone: nothing competes with it, and the processes that it starts need GPUs. Ray lends the CPUs of
+# a waiting task to others, but not its GPUs.
+_ALONE_GPUS = 0.1
 
 
 def sized(config: Config, seed: int) -> Config:
     """Return the settings of a cell: the preset with the sizes of `experiment` and the cell's seed."""
     sizes = {setting: getattr(config.experiment, size) for size, setting in EXPERIMENT_SIZES.items()}
     return config.with_settings({"seed": seed} | {key: value for key, value in sizes.items() if value is not None})
-
-
-# Of a cell that runs alone: nothing competes with it, and the processes that it starts need GPUs. Ray lends the CPUs of
-# a waiting task to others, but not its GPUs.
-_ALONE_GPUS = 0.1
 
 
 def run_cells(

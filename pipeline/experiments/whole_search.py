@@ -10,11 +10,12 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from pipeline.config import SearchConfig
-from pipeline.data.part_data import Split
+from pipeline.data.part_data import Split, num_weight_patches
 from pipeline.data.patches import PatchSource
 from pipeline.losses import training_loss
+from pipeline.part_search import new_supernet, sample_choices
 from pipeline.priors import NUM_PARTS
+from pipeline.settings import SearchConfig
 from search_space import Choices, Genotype, PartSupernet, SearchSpace, derive
 
 
@@ -26,12 +27,7 @@ class WholeSupernet(nn.Module):
 
     def __init__(self, space: SearchSpace, *, seed: int) -> None:
         super().__init__()
-        parts = []
-        for part_index in range(NUM_PARTS):
-            torch.manual_seed(seed * 3 + part_index)
-            generator = torch.Generator().manual_seed(seed * 3 + part_index)
-            parts.append(PartSupernet(part_index, space, generator=generator))
-        self.parts = nn.ModuleList(parts)
+        self.parts = nn.ModuleList(new_supernet(part_index, space, seed)[0] for part_index in range(NUM_PARTS))
         self.space = space
 
     def supernets(self) -> list[PartSupernet]:
@@ -71,7 +67,7 @@ class CleanPatches:
         generator: torch.Generator,
         device: torch.device,
     ) -> None:
-        num_weights = max(1, min(num_patches - 1, round(num_patches * (1 - architecture_share))))
+        num_weights = num_weight_patches(num_patches, architecture_share)
         sizes: dict[Split, int] = {"weights": num_weights, "architecture": num_patches - num_weights}
         self._device = device
         self.pairs: dict[Split, tuple[np.ndarray, np.ndarray]] = {}
@@ -115,11 +111,9 @@ class WholeSearch:
     def run(self) -> Genotype:
         """Alternate architecture and weight steps, as many as a part search does, then derive."""
         config = self.config
-        num_steps = max(1, config.num_patches // 2 // config.batch_size)
         for epoch in range(config.num_epochs):
-            is_warmup = epoch < round(config.warmup_share * config.num_epochs)
-            for _ in range(num_steps):
-                if not is_warmup:
+            for _ in range(config.steps_per_epoch):
+                if epoch >= config.num_warmup_epochs:
                     loss = self.loss("architecture", with_gradient=True)
                     gradients = torch.autograd.grad(loss, self.arch_parameters)
                     for parameter, gradient in zip(self.arch_parameters, gradients, strict=True):
@@ -139,12 +133,7 @@ class WholeSearch:
         config = self.config
         noisy, clean = self.patches.sample(split, config.batch_size, self.generator)
         choices = [
-            part.arch.sample(
-                estimator=config.estimator,  # type: ignore[arg-type]
-                temperature=config.temperature,
-                generator=self.generator,
-                with_gradient=with_gradient,
-            )
+            sample_choices(part, config, generator=self.generator, with_gradient=with_gradient)
             for part in self.supernet.supernets()
         ]
         return training_loss(self.supernet(noisy, choices), clean)

@@ -3,10 +3,10 @@
 Compared with the searched networks at equal noise, patches and seconds; Table III of arXiv 2502.13359.
 """
 
-from pipeline.peers.clearer import ClearerNetwork, ClearerSupernet, search_clearer
+from pipeline.peers.clearer import ClearerNetwork, ClearerSupernet
 from pipeline.peers.clearer_space import ClearerGenotype, ClearerSpace, sample_clearer
-from pipeline.peers.darts import DartsResult, DartsSettings
-from pipeline.peers.hinas import HinasNetwork, HinasSupernet, search_hinas
+from pipeline.peers.darts import DartsResult, DartsSettings, search_darts
+from pipeline.peers.hinas import HinasNetwork, HinasSupernet
 from pipeline.peers.hinas_space import HinasGenotype, HinasSpace, sample_hinas
 
 __all__ = [
@@ -22,6 +22,5 @@ __all__ = [
     "HinasSupernet",
     "sample_clearer",
     "sample_hinas",
-    "search_clearer",
-    "search_hinas",
+    "search_darts",
 ]

@@ -17,39 +17,19 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from pipeline.data.part_data import Split
-from pipeline.data.patches import PatchSource
 from pipeline.peers.clearer_space import MODULES, ClearerGenotype, ClearerSpace
-from pipeline.peers.darts import DartsResult, DartsSettings, Log, Supernet, search_darts
+from pipeline.peers.darts import DartsSettings, Supernet
 
 NUM_BOTTLENECKS = 2
 BOTTLENECK_GROWTH = 4
 ENTROPY_WEIGHT = 0.01
 INIT_STD = 0.001  # of every convolution
-SETTINGS = DartsSettings()
-
-
-def search_clearer(
-    sources: Mapping[Split, PatchSource],
-    space: ClearerSpace,
-    settings: DartsSettings = SETTINGS,
-    *,
-    seed: int,
-    device: torch.device,
-    max_steps: int | None = None,
-    max_seconds: float | None = None,
-    log: Log | None = None,
-) -> DartsResult[ClearerGenotype]:
-    """Search the space by first-order DARTS; see `search_darts`. `seed` is that of the initial weights too."""
-    torch.manual_seed(seed)
-    return search_darts(
-        ClearerSupernet(space), sources, settings,
-        seed=seed, device=device, max_steps=max_steps, max_seconds=max_seconds, log=log,
-    )  # fmt: skip
 
 
 class ClearerSupernet(Supernet[ClearerGenotype]):
     """The skeleton with both candidates in every module."""
+
+    settings = DartsSettings()
 
     def __init__(self, space: ClearerSpace) -> None:
         super().__init__()

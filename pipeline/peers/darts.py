@@ -1,6 +1,6 @@
 """First-order DARTS in plain torch: the search that both peers share.
 
-Called by `search_clearer` and `search_hinas`.
+Called by comparisons of architecture searches.
 Liu et al., "DARTS: Differentiable Architecture Search", arXiv 1806.09055, without the second-order term.
 """
 
@@ -9,7 +9,7 @@ import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Generic, TypeVar
+from typing import Any, Generic, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -20,38 +20,6 @@ from pipeline.data.patches import PatchSource
 Log = Callable[[int, dict[str, float]], None]
 GenotypeT = TypeVar("GenotypeT")
 _LOG_EVERY = 20  # steps
-
-
-class Supernet(nn.Module, ABC, Generic[GenotypeT]):
-    """All candidates of a space in one module, weighted by the softmax of architecture parameters.
-
-    Attributes:
-        arch: the architecture parameters; everything else that is learned is a weight.
-    """
-
-    arch: nn.ParameterDict
-
-    @abstractmethod
-    def probabilities(self) -> dict[str, Tensor]:
-        """Return the softmax of every level, over the last dimension; 0 for what does not exist."""
-
-    @abstractmethod
-    def loss(self, noisy: Tensor, clean: Tensor) -> Tensor:
-        """Return what both steps descend, for (B, 3, H, W) patches."""
-
-    @abstractmethod
-    def derive(self) -> GenotypeT:
-        """Decide every choice."""
-
-    @torch.no_grad()
-    def entropy(self) -> float:
-        """Return the mean entropy of all choices as a share of its maximum: 1 undecided, 0 decided."""
-        shares = []
-        for p in self.probabilities().values():
-            rows = p.flatten(0, -2)[(p > 0).flatten(0, -2).sum(dim=-1) > 1]
-            entropy = -(rows * rows.clamp_min(1e-12).log()).sum(dim=-1)
-            shares.append(entropy / (rows > 0).sum(dim=-1).to(rows).log())
-        return torch.cat(shares).mean().item()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -94,6 +62,40 @@ class DartsSettings:
                 raise ValueError(f"`{name}` must be positive, got {getattr(self, name)}")
 
 
+class Supernet(nn.Module, ABC, Generic[GenotypeT]):
+    """All candidates of a space in one module, weighted by the softmax of architecture parameters.
+
+    Attributes:
+        arch: the architecture parameters; everything else that is learned is a weight.
+        settings: of its search, where none are given.
+    """
+
+    arch: nn.ParameterDict
+    settings = DartsSettings()
+
+    @abstractmethod
+    def probabilities(self) -> dict[str, Tensor]:
+        """Return the softmax of every level, over the last dimension; 0 for what does not exist."""
+
+    @abstractmethod
+    def loss(self, noisy: Tensor, clean: Tensor) -> Tensor:
+        """Return what both steps descend, for (B, 3, H, W) patches."""
+
+    @abstractmethod
+    def derive(self) -> GenotypeT:
+        """Decide every choice."""
+
+    @torch.no_grad()
+    def entropy(self) -> float:
+        """Return the mean entropy of all choices as a share of its maximum: 1 undecided, 0 decided."""
+        shares = []
+        for p in self.probabilities().values():
+            rows = p.flatten(0, -2)[(p > 0).flatten(0, -2).sum(dim=-1) > 1]
+            entropy = -(rows * rows.clamp_min(1e-12).log()).sum(dim=-1)
+            shares.append(entropy / (rows > 0).sum(dim=-1).to(rows).log())
+        return torch.cat(shares).mean().item()
+
+
 @dataclass(frozen=True, kw_only=True)
 class DartsResult(Generic[GenotypeT]):
     """What a search leaves.
@@ -112,9 +114,9 @@ class DartsResult(Generic[GenotypeT]):
 
 
 def search_darts(
-    supernet: Supernet[GenotypeT],
+    build: Callable[[], Supernet[GenotypeT]],
     sources: Mapping[Split, PatchSource],
-    settings: DartsSettings,
+    settings: DartsSettings | None = None,
     *,
     seed: int,
     device: torch.device,
@@ -125,10 +127,10 @@ def search_darts(
     """Alternate architecture steps on one half of the data and weight steps on the other, then derive.
 
     Args:
-        supernet: with initial weights; trained in place.
+        build: makes the supernet, for example `lambda: ClearerSupernet(space)`.
         sources: patches of both halves, `weights` and `architecture`.
-        settings: numbers of the search.
-        seed: of the patches.
+        settings: numbers of the search; the supernet's by default.
+        seed: of the initial weights and of the patches.
         device: where to compute.
         max_steps: weight steps at most; equal seeds then give equal results.
         max_seconds: wall time at most; the schedules follow whichever limit is nearer.
@@ -143,53 +145,76 @@ def search_darts(
     for name, limit in (("max_steps", max_steps), ("max_seconds", max_seconds)):
         if limit is not None and not limit > 0:
             raise ValueError(f"`{name}` must be positive, got {limit}")
+    torch.manual_seed(seed)  # initial weights
+    supernet = build()
     supernet.to(device, memory_format=torch.channels_last).train()  # type: ignore[call-overload]
-    generator = torch.Generator().manual_seed(seed)
-    arch = list(supernet.arch.parameters())
-    is_arch = {id(parameter) for parameter in arch}
-    weights = [parameter for parameter in supernet.parameters() if id(parameter) not in is_arch]
-    weight_optimizer = torch.optim.SGD(
-        weights, lr=settings.learning_rate, momentum=settings.momentum, weight_decay=settings.weight_decay
-    )
-    arch_optimizer = torch.optim.Adam(arch, betas=(0.5, 0.999), weight_decay=settings.arch_weight_decay)
-
-    def loss(split: Split, parameters: list[nn.Parameter]) -> float:
-        """Set the gradients of `parameters` and of nothing else."""
-        noisy, clean = (
-            t.to(device, memory_format=torch.channels_last)
-            for t in sources[split].sample(settings.batch_size, generator)
-        )
-        value = supernet.loss(noisy, clean)
-        if not value.isfinite():
-            raise FloatingPointError(f"the loss became {value.item()}; lower `learning_rate`")
-        for parameter, gradient in zip(parameters, torch.autograd.grad(value, parameters), strict=True):
-            parameter.grad = gradient
-        return value.item()
-
+    steps = _Steps(supernet, sources, settings or supernet.settings, seed)
     start, step, progress = time.perf_counter(), 0, 0.0
     advance = 1 / (max_steps or math.inf)  # of `progress` in the last step
-    metrics: dict[str, float] = {}
     while progress < 1:
-        if progress >= settings.warmup_share:
-            metrics["arch_loss"] = loss("architecture", arch)
-            arch_optimizer.param_groups[0]["lr"] = settings.arch_travel * advance / (1 - settings.warmup_share)
-            arch_optimizer.step()
-        span = settings.learning_rate - settings.final_learning_rate
-        weight_optimizer.param_groups[0]["lr"] = (
-            settings.final_learning_rate + span * (1 + math.cos(math.pi * progress)) / 2
-        )
-        metrics["weight_loss"] = loss("weights", weights)
-        torch.nn.utils.clip_grad_norm_(weights, settings.max_gradient_norm)
-        weight_optimizer.step()
+        steps.run(progress, advance)
         step += 1
         seconds = time.perf_counter() - start
         done = max(step / (max_steps or math.inf), seconds / (max_seconds or math.inf))
         advance, progress = done - progress, done
         if log is not None and (step % _LOG_EVERY == 0 or progress >= 1):
-            log(step, metrics | {"entropy": supernet.entropy()})
+            log(step, steps.metrics | {"entropy": supernet.entropy()})
     return DartsResult(
         genotype=supernet.derive(),
         entropy=supernet.entropy(),
         num_steps=step,
         seconds=time.perf_counter() - start,
     )
+
+
+class _Steps:
+    """The two optimisers of a search, and the losses of their last steps."""
+
+    def __init__(
+        self, supernet: Supernet[Any], sources: Mapping[Split, PatchSource], settings: DartsSettings, seed: int
+    ) -> None:
+        self.supernet = supernet
+        self.sources = sources
+        self.settings = settings
+        self.generator = torch.Generator().manual_seed(seed)
+        self.arch = list(supernet.arch.parameters())
+        is_arch = {id(parameter) for parameter in self.arch}
+        self.weights = [parameter for parameter in supernet.parameters() if id(parameter) not in is_arch]
+        self.weight_optimizer = torch.optim.SGD(
+            self.weights, lr=settings.learning_rate, momentum=settings.momentum, weight_decay=settings.weight_decay
+        )
+        self.arch_optimizer = torch.optim.Adam(self.arch, betas=(0.5, 0.999), weight_decay=settings.arch_weight_decay)
+        self.metrics: dict[str, float] = {}
+
+    def run(self, progress: float, advance: float) -> None:
+        """Do an architecture step, once the warm-up is over, and a weight step.
+
+        Args:
+            progress: share of the search that is done.
+            advance: share that a step takes.
+        """
+        settings = self.settings
+        if progress >= settings.warmup_share:
+            self.metrics["arch_loss"] = self._loss("architecture", self.arch)
+            self.arch_optimizer.param_groups[0]["lr"] = settings.arch_travel * advance / (1 - settings.warmup_share)
+            self.arch_optimizer.step()
+        span = settings.learning_rate - settings.final_learning_rate
+        self.weight_optimizer.param_groups[0]["lr"] = (
+            settings.final_learning_rate + span * (1 + math.cos(math.pi * progress)) / 2
+        )
+        self.metrics["weight_loss"] = self._loss("weights", self.weights)
+        torch.nn.utils.clip_grad_norm_(self.weights, settings.max_gradient_norm)
+        self.weight_optimizer.step()
+
+    def _loss(self, split: Split, parameters: list[nn.Parameter]) -> float:
+        """Set the gradients of `parameters` and of nothing else."""
+        noisy, clean = (
+            t.to(self.arch[0].device, memory_format=torch.channels_last)
+            for t in self.sources[split].sample(self.settings.batch_size, self.generator)
+        )
+        value = self.supernet.loss(noisy, clean)
+        if not value.isfinite():
+            raise FloatingPointError(f"the loss became {value.item()}; lower `learning_rate`")
+        for parameter, gradient in zip(parameters, torch.autograd.grad(value, parameters), strict=True):
+            parameter.grad = gradient
+        return value.item()

@@ -19,35 +19,13 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ops.conv import LEAKY_RELU_SLOPE
-from pipeline.data.part_data import Split
-from pipeline.data.patches import PatchSource
 from pipeline.losses import structural_similarity
-from pipeline.peers.darts import DartsResult, DartsSettings, Log, Supernet, search_darts
+from pipeline.peers.darts import DartsSettings, Supernet
 from pipeline.peers.hinas_space import EDGES_PER_NODE, NUM_INPUTS, OPS, CellEdges, HinasGenotype, HinasSpace
 
 DILATION = 2
 SSIM_WEIGHT = 0.5
 _SMALLEST_SSIM = 1e-3  # keeps the logarithm finite
-SETTINGS = DartsSettings(warmup_share=0.2)
-
-
-def search_hinas(
-    sources: Mapping[Split, PatchSource],
-    space: HinasSpace,
-    settings: DartsSettings = SETTINGS,
-    *,
-    seed: int,
-    device: torch.device,
-    max_steps: int | None = None,
-    max_seconds: float | None = None,
-    log: Log | None = None,
-) -> DartsResult[HinasGenotype]:
-    """Search the space by first-order DARTS; see `search_darts`. `seed` is that of the initial weights too."""
-    torch.manual_seed(seed)
-    return search_darts(
-        HinasSupernet(space), sources, settings,
-        seed=seed, device=device, max_steps=max_steps, max_seconds=max_seconds, log=log,
-    )  # fmt: skip
 
 
 class HinasSupernet(Supernet[HinasGenotype]):
@@ -56,6 +34,8 @@ class HinasSupernet(Supernet[HinasGenotype]):
     `arch` holds alpha, (L, E, O), the operators; beta, (L, levels, 3), which level a level of a layer listens to: the
     narrower, the same, the wider; and final, (1, levels), the level that the image is made from.
     """
+
+    settings = DartsSettings(warmup_share=0.2)
 
     has_source: Tensor
 

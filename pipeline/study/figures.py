@@ -13,30 +13,21 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
+from pipeline.figure_style import BLUE, FIGURE_STYLE, GREY, INK, VERMILION
 from pipeline.records import PARTS
 from pipeline.study.selection import SIZE_GROUPS, Collection
 from pipeline.study.tables import ALL
 
-# Okabe and Ito, "Color Universal Design" (2008): told apart with any colour vision; markers differ too.
-_COLOURS = {"large": "#0072b2", "small": "#d55e00", "random": "#7a7a7a"}
+# Markers differ too.
+_COLOURS = {"large": BLUE, "small": VERMILION, "random": "#7a7a7a"}
 _MARKERS = {"large": "o", "small": "s", "random": "D"}
 _NAMES = {"large": "large (\N{GREEK SMALL LETTER LAMDA} = 0)", "small": "small (\N{GREEK SMALL LETTER LAMDA} > 0)",
           "random": "random control"}  # fmt: skip
-_INK, _GREY, _BAND = "#202124", "#5f6368", "#f4f5f6"
+_BAND = "#f4f5f6"
 _WIDTH, _ROW, _FRAME = 9.2, 0.42, 1.45  # inches: of a figure, of a line of dots, of what surrounds the lines
 _SPREAD = 0.5  # of a line, over which the groups of one line are spread
-_RC: dict[Any, Any] = {
-    "font.family": ["sans-serif"],
-    "font.sans-serif": ["DejaVu Sans"],  # it comes with matplotlib
-    "font.size": 9.5,
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "axes.edgecolor": _GREY,
-    "axes.labelcolor": _INK,
-    "axes.titlesize": 10,
-    "axes.titleweight": "bold",
-    "xtick.color": _GREY,
-    "ytick.color": _INK,
+_RC = FIGURE_STYLE | {
+    "xtick.color": GREY,
     "svg.hashsalt": "pipeline.study",  # equal ids inside the file in every run
 }
 
@@ -130,7 +121,7 @@ def _dot_figure(table: pd.DataFrame, panel: str | None, line: str, label: str, e
             axes.set_title(f"{panel} {value}" if panel == "part" else _operator_title(str(value)))
         _draw_dots(axes, own, line, lines, groups)
         if equal is not None:
-            axes.axvline(equal, color=_INK, linewidth=0.9, linestyle=(0, (1, 2)), zorder=1)
+            axes.axvline(equal, color=INK, linewidth=0.9, linestyle=(0, (1, 2)), zorder=1)
         axes.set_xlim(left, right)
         axes.set_xlabel(label)
     names = [f"part {name}" for name in lines] if line == "part" else [str(name) for name in lines]
@@ -174,8 +165,8 @@ def _macs_figure(collection: Collection, shares: pd.DataFrame) -> StudyFigure:
             body.set(facecolor=_COLOURS[group], alpha=0.45, edgecolor=_COLOURS[group])
         for part in PARTS:
             low, middle, high = np.quantile(values[:, part], (0.25, 0.5, 0.75))
-            axes.hlines([low, high], part - 0.14, part + 0.14, color=_INK, linewidth=1, linestyle=(0, (2, 1.5)))
-            axes.hlines(middle, part - 0.2, part + 0.2, color=_INK, linewidth=1.8)
+            axes.hlines([low, high], part - 0.14, part + 0.14, color=INK, linewidth=1, linestyle=(0, (2, 1.5)))
+            axes.hlines(middle, part - 0.2, part + 0.2, color=INK, linewidth=1.8)
         axes.set_title(f"{group}, {len(values)} networks")
         axes.set_xticks(PARTS, [f"part {part}" for part in PARTS])
         axes.set_ylim(0, 1.05 * macs.to_numpy().max())
@@ -204,12 +195,12 @@ def _pareto_figure(architectures: pd.DataFrame) -> StudyFigure:
             axes.plot(own["predicted_ms"], own["proxy_psnr_db"], _MARKERS[group], color=_COLOURS[group], markersize=4.5,
                       markeredgewidth=0, alpha=opacity)  # fmt: skip
     front = known[known["is_non_dominated"]].sort_values("predicted_ms")
-    axes.plot(front["predicted_ms"], front["proxy_psnr_db"], color=_INK, linewidth=0.9, drawstyle="steps-post",
+    axes.plot(front["predicted_ms"], front["proxy_psnr_db"], color=INK, linewidth=0.9, drawstyle="steps-post",
               marker="o", markersize=8, markerfacecolor="none", markeredgewidth=1.1)  # fmt: skip
     axes.set_xlabel("predicted latency, ms")
     axes.set_ylabel("PSNR with shared weights, dB")
     axes.grid(color=_BAND)
-    ring = Line2D([], [], color=_INK, linewidth=0.9, marker="o", markersize=8, markerfacecolor="none",
+    ring = Line2D([], [], color=INK, linewidth=0.9, marker="o", markersize=8, markerfacecolor="none",
                   label="non-dominated")  # fmt: skip
     _add_legend(figure, groups, [ring])
     return StudyFigure(

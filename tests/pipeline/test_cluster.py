@@ -9,7 +9,7 @@ from ops import create_op, list_ops, registry
 from ops.spec import OpSpec
 from pipeline import cluster
 from pipeline.cluster import load_op_files, ray_session, read_op_files
-from pipeline.config import RayConfig
+from pipeline.settings import RayConfig
 
 SOURCE = """
 from torch import nn

@@ -10,9 +10,10 @@ import torch
 from torch import Tensor
 
 from ops import OpSpec
-from pipeline.config import SearchConfig, load_config
+from pipeline.config import load_config
 from pipeline.data.part_data import CachedFeatures, PatchSet
 from pipeline.part_search import Log, PartSearchResult, search_part
+from pipeline.settings import SearchConfig
 from search_space import ESTIMATORS, ArchParameters, Choices, CostModel, PartNetwork, SearchSpace, op_num_parameters
 
 CPU = torch.device("cpu")

@@ -7,9 +7,9 @@ import pytest
 import torch
 
 from pipeline import prior_training
-from pipeline.config import PriorTrainConfig
 from pipeline.prior_training import new_prior, train_prior
 from pipeline.priors import MIRNet, NAFNet, Prior
+from pipeline.settings import PriorTrainConfig
 
 
 @pytest.fixture

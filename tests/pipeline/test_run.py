@@ -28,10 +28,11 @@ from pipeline import cluster
 from pipeline.checkpoint import load_checkpoint, load_weights
 from pipeline.cli import main
 from pipeline.cluster import ray_session
-from pipeline.config import RayConfig, load_config
+from pipeline.config import load_config
 from pipeline.data.images import read_image, write_image
 from pipeline.models import load_denoiser
 from pipeline.run import Run
+from pipeline.settings import RayConfig
 from pipeline.summary import ARTIFACTS
 from search_space import Genotype, build_network
 

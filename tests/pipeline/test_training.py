@@ -6,8 +6,9 @@ import torch
 from torch import Tensor, nn
 
 from pipeline import training
-from pipeline.config import RetrainConfig, load_config
+from pipeline.config import load_config
 from pipeline.data.patches import PatchSource
+from pipeline.settings import RetrainConfig
 from pipeline.training import Trainer
 from search_space import DenoisingNetwork, SearchSpace, build_network, sample_genotype
 

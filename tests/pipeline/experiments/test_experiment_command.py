@@ -8,8 +8,8 @@ import pytest
 
 from pipeline.cli import main
 from pipeline.cluster import ray_session
-from pipeline.config import RayConfig
 from pipeline.experiments import EXPERIMENTS, load_experiment
+from pipeline.settings import RayConfig
 from pipeline.tracking import MlflowClient
 
 pytestmark = [pytest.mark.slow, pytest.mark.ray]

@@ -1,6 +1,7 @@
 """What the tests of the peers share: sources of both halves of the data, and weights that hide nothing."""
 
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
@@ -8,6 +9,8 @@ from torch import nn
 
 from pipeline.data.part_data import Split
 from pipeline.data.patches import PatchSource
+from pipeline.peers import DartsSettings, search_darts
+from pipeline.peers.darts import Supernet
 
 
 @pytest.fixture
@@ -29,3 +32,20 @@ def randomise(generator: torch.Generator) -> Callable[[nn.Module], None]:
                     module.running_var.uniform_(0.5, 2.0, generator=generator)
 
     return randomise_
+
+
+@pytest.fixture
+def search_twice(sources: dict[Split, PatchSource]) -> Callable[[Callable[[], Supernet[Any]]], list[Any]]:
+    """Return a function that searches four steps with seeds 0, 0 and 1: each time the genotype and what was logged."""
+
+    def search(build: Callable[[], Supernet[Any]], seed: int) -> tuple[Any, list[dict[str, float]]]:
+        rows: list[dict[str, float]] = []
+        settings = DartsSettings(batch_size=2, warmup_share=0.25, arch_travel=1.0)
+        result = search_darts(
+            build, sources, settings, seed=seed, device=torch.device("cpu"), max_steps=4,
+            log=lambda _, row: rows.append(row),
+        )  # fmt: skip
+        assert result.num_steps == 4
+        return result.genotype, rows
+
+    return lambda build: [search(build, seed) for seed in (0, 0, 1)]

@@ -1,4 +1,5 @@
 import json
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -10,9 +11,7 @@ from pipeline.peers import (
     ClearerNetwork,
     ClearerSpace,
     ClearerSupernet,
-    DartsSettings,
     sample_clearer,
-    search_clearer,
 )
 
 CPU = torch.device("cpu")
@@ -107,18 +106,10 @@ def test_derive_takes_the_likelier_candidate(supernet: ClearerSupernet) -> None:
     assert supernet.derive() == genotype_of(*MIXED)
 
 
-def test_search_is_reproducible_by_seed(sources: Any) -> None:
-    def search(seed: int) -> tuple[ClearerGenotype, list[dict[str, float]]]:
-        rows: list[dict[str, float]] = []
-        settings = DartsSettings(batch_size=2, warmup_share=0.25, arch_travel=1.0)
-        result = search_clearer(
-            sources, SPACE, settings, seed=seed, device=CPU, max_steps=4, log=lambda _, row: rows.append(row)
-        )
-        assert result.num_steps == 4
-        return result.genotype, rows
-
-    assert search(0) == search(0)
-    assert search(0)[1] != search(1)[1]
+def test_search_is_reproducible_by_seed(search_twice: Callable[..., Any]) -> None:
+    first, again, other = search_twice(lambda: ClearerSupernet(SPACE))
+    assert first == again
+    assert first[1] != other[1]
 
 
 def test_samples_are_uniform_and_reproducible() -> None:

@@ -35,7 +35,7 @@ def search(supernet: TwoScales, sources: Any, settings: DartsSettings | None = N
     settings = settings or DartsSettings(batch_size=4, warmup_share=0.2, arch_travel=2.0, learning_rate=1e-3,
                                          final_learning_rate=1e-4)  # fmt: skip
     limits = limits or {"max_steps": 20}
-    return search_darts(supernet, sources, settings, seed=0, device=CPU, **limits)
+    return search_darts(lambda: supernet, sources, settings, seed=0, device=CPU, **limits)
 
 
 def test_the_better_candidate_is_found(sources: Any) -> None:

@@ -1,5 +1,6 @@
 import json
 from collections import Counter
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -7,13 +8,11 @@ import torch
 from torch import Tensor
 
 from pipeline.peers import (
-    DartsSettings,
     HinasGenotype,
     HinasNetwork,
     HinasSpace,
     HinasSupernet,
     sample_hinas,
-    search_hinas,
 )
 from pipeline.peers.hinas_space import OPS
 
@@ -140,18 +139,10 @@ def test_gradients_reach_every_choice_and_every_weight(supernet: HinasSupernet, 
     assert all(parameter.grad is not None for parameter in supernet.parameters())
 
 
-def test_search_is_reproducible_by_seed(sources: Any) -> None:
-    def search(seed: int) -> tuple[HinasGenotype, list[dict[str, float]]]:
-        rows: list[dict[str, float]] = []
-        settings = DartsSettings(batch_size=2, warmup_share=0.25, arch_travel=1.0)
-        result = search_hinas(
-            sources, TINY, settings, seed=seed, device=CPU, max_steps=4, log=lambda _, row: rows.append(row)
-        )
-        assert result.num_steps == 4
-        return result.genotype, rows
-
-    assert search(0) == search(0)
-    assert search(0)[1] != search(1)[1]
+def test_search_is_reproducible_by_seed(search_twice: Callable[..., Any]) -> None:
+    first, again, other = search_twice(lambda: HinasSupernet(TINY))
+    assert first == again
+    assert first[1] != other[1]
 
 
 def test_samples_are_uniform_and_reproducible() -> None:
