@@ -11,6 +11,7 @@ from rich.console import Console
 from latency import keep_freed_memory
 from pipeline import commands
 from pipeline.config import list_presets
+from pipeline.evaluation.command import evaluate_command
 from pipeline.experiments.command import experiment_command
 from pipeline.experiments.registry import EXPERIMENTS
 
@@ -119,20 +120,28 @@ def _add_experiments(group: Any) -> None:
 
 def _add_models(group: Any) -> None:
     """Add what uses a finished denoiser."""
-    evaluate = _add(group, "evaluate", commands.evaluate_command)
+    kinds = "folder of a run or baseline, model.safetensors, genotype.json, name of a shipped prior, or a checkpoint"
+    evaluate = _add(group, "evaluate", evaluate_command)
+    evaluate.add_argument("models", nargs="+", metavar="MODEL",
+                          help=f"{kinds}; an ONNX file; noisy (the input itself); bm3d")  # fmt: skip
+    evaluate.add_argument("--data", nargs="+", metavar="SET", help="folders of clean images, or with the folders "
+                          "clean and noisy in them; default: photographs, the validation images")  # fmt: skip
+    evaluate.add_argument("--noise", nargs="+", metavar="NAME", help="awgn:SIGMA in grey levels, or pairs; "
+                          "default: pairs for sets of pairs, awgn:25 for others")  # fmt: skip
+    evaluate.add_argument("--sigma-255", type=float, metavar="SIGMA", help="short for --noise awgn:SIGMA")
+    evaluate.add_argument("--output", metavar="DIR", help="folder for evaluation.csv, evaluation.md and images.csv; "
+                          "finished rows in it are kept; default: the table is only shown")  # fmt: skip
+    evaluate.add_argument("--tracking-uri", metavar="URI", help="MLflow server or database for what --output keeps; "
+                          "default mlflow.db beside DIR")  # fmt: skip
     denoise = _add(group, "denoise", commands.denoise_command)
+    denoise.add_argument("model", help=kinds)
     for command in (evaluate, denoise):
-        command.add_argument(
-            "model", help="folder of a run, model.safetensors, name of a shipped prior, or a checkpoint"
-        )
         command.add_argument("--device", default="cpu", help="cpu or cuda; default cpu")
         command.add_argument("--op-file", action="append", default=[], metavar="FILE",
                              help="Python file that registers operators of the network; may be repeated")  # fmt: skip
         command.add_argument(
             "--tile-size", type=int, help="work in tiles of this size, for images that do not fit in memory"
         )
-    evaluate.add_argument("--data", help="folder of clean images; default: the validation photographs")
-    evaluate.add_argument("--sigma-255", type=float, default=25.0, help="noise in grey levels; default 25")
     denoise.add_argument("images", nargs="+", help="image files")
     denoise.add_argument("--output", required=True, help="folder for the results, written as PNG")
     denoise.add_argument("--overwrite", action="store_true", help="replace files that exist")

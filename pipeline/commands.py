@@ -172,22 +172,6 @@ def _collection_config(folder: Path, options: argparse.Namespace) -> Config:
     return load_config(str(folder / "config.yaml"), [*options.overrides, f"output={json.dumps(str(folder))}"])
 
 
-def evaluate_command(options: argparse.Namespace, console: Console) -> None:
-    """Score a found network or a prior on images with added noise."""
-    from pipeline.data.images import VALIDATION_PHOTOGRAPHS, load_folder, photographs
-    from pipeline.evaluate import evaluate_denoiser, mean_score
-
-    if not 0 <= options.sigma_255 <= 255:
-        raise ValueError(f"`--sigma-255` must lie in [0, 255], got {options.sigma_255}")
-    images = load_folder(options.data) if options.data else photographs(VALIDATION_PHOTOGRAPHS)
-    model = _load_denoiser(options)
-    scores = evaluate_denoiser(
-        model, images, sigma=options.sigma_255 / 255, device=options.device, tile_size=options.tile_size
-    )
-    rows = [score.to_dict() for score in [*scores, mean_score(scores)]]
-    console.print(score_table(f"{options.model} at sigma {options.sigma_255:g}", rows))
-
-
 def denoise_command(options: argparse.Namespace, console: Console) -> None:
     """Denoise image files of any size with a found network or a prior."""
     from pipeline.data.images import read_image, to_image, to_tensor, write_image

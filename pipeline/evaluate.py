@@ -1,19 +1,19 @@
-"""Score a denoiser on named clean images with fixed test noise.
+"""Score a denoiser: one image, or named clean images with fixed test noise.
 
-Called by the evaluation command, by retraining at its end and by the collection.
+Called by the evaluation command, by retraining at its end, by the experiments and by the collection.
 The protocol is the one of the literature on white Gaussian noise (Restormer, arXiv 2111.09881): the noise generator is
 reset for every image, the noisy input is not clipped, results are rounded to uint8 before they are scored, no border
 is cropped.
 """
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from statistics import fmean
 
 import numpy as np
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from pipeline.data.images import to_image, to_tensor
 from pipeline.data.noise import add_test_awgn
@@ -33,6 +33,7 @@ class ImageScore:
         noisy_ssim: its SSIM.
         psnr_db: PSNR of the denoised image over all RGB pixels, clipped and rounded.
         ssim: its SSIM.
+        psnr_unrounded_db: PSNR of the denoised image as the model gave it, neither clipped nor rounded.
         seconds: wall time of the denoising alone; that of the first image includes what the device sets up.
         noisy: (H, W, 3) uint8, as scored, where images were asked for.
         denoised: likewise.
@@ -43,6 +44,7 @@ class ImageScore:
     noisy_ssim: float
     psnr_db: float
     ssim: float
+    psnr_unrounded_db: float
     seconds: float
     noisy: np.ndarray | None = field(default=None, repr=False, compare=False)
     denoised: np.ndarray | None = field(default=None, repr=False, compare=False)
@@ -91,28 +93,56 @@ def evaluate_denoiser(
         _check_image(name, clean)
     scores = []
     for name, image in images.items():
-        clean = image[..., :3]
+        clean = np.ascontiguousarray(image[..., :3])
         is_pair = image.shape[2] == 6
-        noisy = to_tensor(image[..., 3:] if is_pair else add_test_awgn(clean / 255, sigma, seed=seed))
-        start = time.perf_counter()
-        denoised = denoise_image(model, noisy, tile_size=tile_size, tile_overlap=tile_overlap, device=device)
-        seconds = time.perf_counter() - start  # the result is on the CPU, so the device has finished
-        if not denoised.isfinite().all():
-            raise ValueError(f"the denoiser's output for image {name!r} is not finite")
-        noisy_image, denoised_image = to_image(noisy), to_image(denoised)
-        scores.append(
-            ImageScore(
-                name=name,
-                noisy_psnr_db=psnr_db(noisy_image, clean, data_range=DATA_RANGE),
-                noisy_ssim=ssim(noisy_image, clean, data_range=DATA_RANGE),
-                psnr_db=psnr_db(denoised_image, clean, data_range=DATA_RANGE),
-                ssim=ssim(denoised_image, clean, data_range=DATA_RANGE),
-                seconds=seconds,
-                noisy=noisy_image if keep_images else None,
-                denoised=denoised_image if keep_images else None,
-            )
-        )
+        score = score_image(
+            lambda noisy: denoise_image(model, noisy, tile_size=tile_size, tile_overlap=tile_overlap, device=device),
+            name=name, clean=clean, noisy=image[..., 3:] if is_pair else add_test_awgn(clean / 255, sigma, seed=seed),
+            keep_images=keep_images,
+        )  # fmt: skip
+        scores.append(score)
     return scores
+
+
+def score_image(
+    denoise: Callable[[Tensor], Tensor], *, name: str, clean: np.ndarray, noisy: np.ndarray, keep_images: bool = False
+) -> ImageScore:
+    """Denoise one image and score the result.
+
+    Args:
+        denoise: maps (1, 3, H, W) float32 to the same shape on the CPU.
+        name: of the image.
+        clean: (H, W, 3) uint8.
+        noisy: (H, W, 3), uint8 or float32 on the [0, 1] scale, not clipped.
+        keep_images: return the noisy and the denoised image with the score.
+
+    Raises:
+        ValueError: the images differ in shape, are too small for SSIM, or the output is not finite.
+    """
+    _check_image(name, clean)
+    if noisy.shape != clean.shape:
+        raise ValueError(
+            f"image {name!r} must be as large noisy as clean, got clean {clean.shape} and noisy {noisy.shape}"
+        )
+    noisy_tensor = to_tensor(noisy)
+    start = time.perf_counter()
+    denoised = denoise(noisy_tensor)
+    seconds = time.perf_counter() - start  # the result is on the CPU, so the device has finished
+    if not denoised.isfinite().all():
+        raise ValueError(f"the denoiser's output for image {name!r} is not finite")
+    noisy_image, denoised_image = to_image(noisy_tensor), to_image(denoised)
+    unrounded = denoised[0].permute(1, 2, 0).double().numpy() * DATA_RANGE  # (1, 3, H, W) -> (H, W, 3)
+    return ImageScore(
+        name=name,
+        noisy_psnr_db=psnr_db(noisy_image, clean, data_range=DATA_RANGE),
+        noisy_ssim=ssim(noisy_image, clean, data_range=DATA_RANGE),
+        psnr_db=psnr_db(denoised_image, clean, data_range=DATA_RANGE),
+        ssim=ssim(denoised_image, clean, data_range=DATA_RANGE),
+        psnr_unrounded_db=psnr_db(unrounded, clean, data_range=DATA_RANGE),
+        seconds=seconds,
+        noisy=noisy_image if keep_images else None,
+        denoised=denoised_image if keep_images else None,
+    )
 
 
 def mean_score(scores: Sequence[ImageScore]) -> ImageScore:
@@ -129,6 +159,7 @@ def mean_score(scores: Sequence[ImageScore]) -> ImageScore:
         noisy_ssim=fmean(score.noisy_ssim for score in scores),
         psnr_db=fmean(score.psnr_db for score in scores),
         ssim=fmean(score.ssim for score in scores),
+        psnr_unrounded_db=fmean(score.psnr_unrounded_db for score in scores),
         seconds=fmean(score.seconds for score in scores),
     )
 

@@ -8,20 +8,23 @@ from pathlib import Path
 import torch
 
 from pipeline.baselines import is_baseline, load_baseline
-from pipeline.checkpoint import load_weights
+from pipeline.checkpoint import fill_by_name, load_weights
 from pipeline.priors import load_prior
 from search_space import Genotype, build_network
 
 
 def load_denoiser(path: Path | str) -> torch.nn.Module:
-    """Load a found network (a run's folder, or its `model.safetensors`), a trained baseline (its file, or a folder that
-    holds it as `model.safetensors`) or a prior (name or checkpoint file).
+    """Load a found network, a trained baseline or a prior.
+
+    Args:
+        path: a run's folder, or the `model.safetensors` or `genotype.json` in it; a baseline's file, or a folder that
+            holds it as `model.safetensors`; a prior's name or checkpoint file.
 
     Raises:
         FileNotFoundError: nothing there.
         ValueError: the weights do not belong to the genotype beside them.
     """
-    folder = Path(path)
+    folder = Path(path).parent if Path(path).name == "genotype.json" else Path(path)
     weights = folder / "model.safetensors" if folder.is_dir() else folder
     if is_baseline(weights):
         return load_baseline(weights)
@@ -32,8 +35,5 @@ def load_denoiser(path: Path | str) -> torch.nn.Module:
         return load_prior(path)
     genotype = Genotype.load(genotype_path)
     network = build_network(genotype)
-    try:
-        network.load_state_dict(load_weights(weights))
-    except RuntimeError as error:
-        raise ValueError(f"weights {weights} do not belong to genotype {genotype.genotype_id}: {error}") from None
+    fill_by_name(network, load_weights(weights), f"weights {weights} do not belong to genotype {genotype.genotype_id}")
     return network.to(memory_format=torch.channels_last).eval()  # type: ignore[call-overload]

@@ -215,19 +215,6 @@ def test_images_of_the_same_name_are_refused(
     assert "same name" in fail(capsys, "denoise", model, photograph, "photograph.bmp", "--output", "out")
 
 
-def test_evaluate_scores_a_folder(
-    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, model: str, photograph: str
-) -> None:
-    monkeypatch.setenv("COLUMNS", "120")
-    assert main(["evaluate", model, "--data", str(Path(photograph).parent), "--sigma-255", "10"]) == 0
-    text = capsys.readouterr().out
-    assert "sigma 10" in text
-    (row,) = (line for line in text.splitlines() if "photograph" in line)
-    noisy_db = float(row.split("│")[2])
-    assert noisy_db == pytest.approx(28.1, abs=0.5)  # 20 log10(255 / 10)
-    assert "mean" in text
-
-
 def test_a_prior_is_trained_and_resumed(
     capsys: pytest.CaptureFixture[str], tmp_path: Path, elsewhere: Path, images: list[np.ndarray]
 ) -> None:

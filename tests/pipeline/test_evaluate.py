@@ -41,6 +41,13 @@ def test_the_noisy_input_is_scored_after_clipping_and_rounding(images: dict[str,
         assert np.abs(score.noisy.astype(int) - expected).max() <= 1
 
 
+def test_the_unrounded_psnr_is_that_of_the_output_itself(images: dict[str, np.ndarray]) -> None:
+    scores = evaluate_denoiser(nn.Identity(), images, sigma=SIGMA, device="cpu")
+    for score, clean in zip(scores, images.values(), strict=True):
+        noise = np.random.RandomState(0).normal(0, SIGMA, clean.shape)
+        assert score.psnr_unrounded_db == pytest.approx(-10 * math.log10(np.mean(noise**2)), abs=1e-4)
+
+
 def test_a_perfect_denoiser_reaches_infinity_and_one(images: dict[str, np.ndarray]) -> None:
     (score,) = evaluate_denoiser(Oracle(), {"flat": images["flat"]}, sigma=SIGMA, device="cpu", keep_images=True)
     assert score.psnr_db == math.inf
@@ -75,18 +82,24 @@ def test_images_come_only_on_request_and_never_in_the_numbers(images: dict[str, 
     assert score.denoised is None
     kept = replace(score, denoised=images["flat"])
     assert kept == score
-    names = ["name", "noisy_psnr_db", "noisy_ssim", "psnr_db", "ssim", "seconds"]
+    names = ["name", "noisy_psnr_db", "noisy_ssim", "psnr_db", "ssim", "psnr_unrounded_db", "seconds"]
     assert list(json.loads(json.dumps(kept.to_dict()))) == names
     assert score.seconds > 0
 
 
 def test_mean_score_averages_every_number() -> None:
-    first = ImageScore(name="a", noisy_psnr_db=20, noisy_ssim=0.4, psnr_db=30, ssim=0.8, seconds=1)
-    second = ImageScore(name="b", noisy_psnr_db=22, noisy_ssim=0.6, psnr_db=33, ssim=0.9, seconds=2)
+    numbers = {
+        "noisy_psnr_db": 20,
+        "noisy_ssim": 0.4,
+        "psnr_db": 30,
+        "ssim": 0.8,
+        "psnr_unrounded_db": 29,
+        "seconds": 1,
+    }
+    first = ImageScore(name="a", **numbers)
+    second = ImageScore(name="b", **{name: 3 * value for name, value in numbers.items()})
     mean = mean_score([first, second])
-    assert mean.to_dict() == pytest.approx(
-        {"name": "mean", "noisy_psnr_db": 21, "noisy_ssim": 0.5, "psnr_db": 31.5, "ssim": 0.85, "seconds": 1.5}
-    )
+    assert mean.to_dict() == pytest.approx({"name": "mean", **{name: 2 * value for name, value in numbers.items()}})
     with pytest.raises(ValueError, match="at least one score"):
         mean_score([])
 
