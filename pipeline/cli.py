@@ -77,6 +77,15 @@ def _add_stages(group: Any) -> None:
     for command in (run, build, search, derive, retrain):
         _add_settings(command, preset="quick")
         _add_output(command)
+    baseline = group.add_parser("baseline", help="Train a network to compare with.")
+    train_baseline = _add(baseline.add_subparsers(required=True, metavar="COMMAND"), "train",
+                          commands.baseline_train_command)  # fmt: skip
+    train_baseline.add_argument("name", metavar="NAME", help="dncnn, mirnet, nafnet or plain_unet")
+    train_baseline.add_argument("--size", action="append", default=[], metavar="KEY=VALUE",
+                                help="size of the network, such as num_channels=16, instead of the paper's; "
+                                "may be repeated")  # fmt: skip
+    _add_settings(train_baseline, preset="quick")
+    train_baseline.add_argument("--output", help="folder of the training; default: the configuration's with -NAME")
     _add_settings(train, preset="quick")
     train.add_argument("--images", required=True, help="folder of clean training images")
     train.add_argument("--to", required=True, help="file for the weights (.safetensors)")
@@ -135,10 +144,16 @@ def _add_models(group: Any) -> None:
                           "default mlflow.db beside DIR")  # fmt: skip
     denoise = _add(group, "denoise", commands.denoise_command)
     denoise.add_argument("model", help=kinds)
-    for command in (evaluate, denoise):
-        command.add_argument("--device", default="cpu", help="cpu or cuda; default cpu")
+    export = _add(group, "export", commands.export_command)
+    export.add_argument("model", help=kinds)
+    export.add_argument("--output", required=True, metavar="FILE", help="file for the model (.onnx)")
+    export.add_argument("--size", type=int, default=256, help="height and width of its images; default 256")
+    export.set_defaults(device="cpu")
+    for command in (evaluate, denoise, export):
         command.add_argument("--op-file", action="append", default=[], metavar="FILE",
                              help="Python file that registers operators of the network; may be repeated")  # fmt: skip
+    for command in (evaluate, denoise):
+        command.add_argument("--device", default="cpu", help="cpu or cuda; default cpu")
         command.add_argument(
             "--tile-size", type=int, help="work in tiles of this size, for images that do not fit in memory"
         )

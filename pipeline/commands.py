@@ -224,6 +224,44 @@ def prior_train_command(options: argparse.Namespace, console: Console) -> None:
     console.print(f"prior: {target}; the training's checkpoint beside it can be removed", soft_wrap=True)
 
 
+def baseline_train_command(options: argparse.Namespace, console: Console) -> None:
+    """Train a baseline with the data, steps and optimiser of a searched network; the same command resumes it."""
+    from pipeline.baseline_training import parse_sizes, train_baseline, trainable_baselines
+    from pipeline.evaluate import evaluate_denoiser, mean_score
+    from pipeline.models import load_denoiser
+
+    if options.name not in trainable_baselines():
+        raise ValueError(f"`NAME` must be one of {', '.join(trainable_baselines())}, got {options.name!r}")
+    sizes = parse_sizes(options.size)
+    config = _config(options)
+    if not options.output and not any(text.startswith("output=") for text in options.overrides):
+        config = config.with_settings({"output": f"{config.output}-{options.name}"})
+    with _opened(config, console) as run, _tracker(config, run.folder, kind="baseline") as tracker:
+        tracker.log_params({"baseline": options.name, "sizes": sizes} | _params(config))
+        weights = train_baseline(run, options.name, sizes, log=tracker.log_metrics)
+        scores = evaluate_denoiser(
+            load_denoiser(weights).to(config.device), run.validation_images, sigma=config.noise.validation_sigma,
+            device=config.device, tile_size=config.evaluate.tile_size,
+        )  # fmt: skip
+        mean = mean_score(scores)
+        tracker.log_metrics({"psnr_db": mean.psnr_db, "ssim": mean.ssim}, config.retrain.num_epochs)
+    console.print(score_table(f"baseline {options.name}", [score.to_dict() for score in [*scores, mean]]))
+    console.print(f"weights: {weights}", soft_wrap=True)
+
+
+def export_command(options: argparse.Namespace, console: Console) -> None:
+    """Export a found network, a baseline or a prior as an ONNX file of one image size."""
+    from pipeline.onnx_export import export_onnx
+
+    if Path(options.output).suffix != ".onnx":
+        raise ValueError(f"`--output` must name an .onnx file, got {options.output}")
+    error = export_onnx(_load_denoiser(options), options.output, size=options.size)
+    console.print(
+        f"{options.output}: input noisy, output denoised, 1x3x{options.size}x{options.size} float32; "
+        f"ONNX Runtime differs from torch by {error:.1e} at most", soft_wrap=True,
+    )  # fmt: skip
+
+
 def _load_denoiser(options: argparse.Namespace) -> Any:
     from pipeline.cluster import load_op_files, read_op_files
     from pipeline.models import load_denoiser
@@ -257,12 +295,12 @@ def _params(config: Config) -> dict[str, Any]:
     return settings | {"config_hash": config.config_hash}
 
 
-def _tracker(config: Config, folder: Path) -> Any:
+def _tracker(config: Config, folder: Path, *, kind: str = "architecture") -> Any:
     from pipeline.tracking import Tracker
 
     remembered = folder / "mlflow_run_id"
     tracker = Tracker.open(
-        config.tracking_uri, config.tracking.experiment, f"{config.name} seed {config.seed}", kind="architecture",
+        config.tracking_uri, config.tracking.experiment, f"{config.name} seed {config.seed}", kind=kind,
         tags={"preset": config.name, "config_hash": config.config_hash},
         run_id=remembered.read_text().strip() if remembered.exists() else None,
     )  # fmt: skip

@@ -1,17 +1,19 @@
 """Train a network on noisy patches with Eq. (14), in plain torch: no Ray, no MLflow.
 
-Called by `pipeline.retrain` inside a Ray Train worker, and directly by tests and benchmarks.
+Called by `pipeline.retrain` inside a Ray Train worker, and directly by baselines, experiments, tests and benchmarks.
 arXiv 2502.13359, Section III-D.
 """
 
 import math
 import time
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from pipeline.checkpoint import load_checkpoint, save_checkpoint
 from pipeline.data.patches import PatchSource
 from pipeline.losses import training_loss
 from pipeline.priors import Prior
@@ -148,6 +150,27 @@ class Trainer:
         self.generator.set_state(state["generator"].cpu())
         self.num_steps = state["num_steps"]
         self.is_distilling = state["is_distilling"]
+
+
+def train_to_the_end(
+    trainer: Trainer,
+    checkpoint: Path,
+    *,
+    on_epoch: Callable[[int, dict[str, float]], None] = lambda epoch, metrics: None,
+) -> None:
+    """Run all epochs, from the last one that `checkpoint` holds; it is written after every epoch.
+
+    Args:
+        trainer: freshly made, with the same arguments as the interrupted one.
+        checkpoint: file of the training's state.
+        on_epoch: called with (epochs done, metrics of the last).
+    """
+    if checkpoint.exists():
+        trainer.load_state(load_checkpoint(checkpoint, map_location=trainer.device))
+    while trainer.progress < 1:
+        metrics = trainer.run_epoch()
+        save_checkpoint(checkpoint, trainer.state())
+        on_epoch(trainer.num_steps // trainer.config.steps_per_epoch, metrics)
 
 
 class _Outputs(nn.Module):

@@ -10,7 +10,7 @@ import torch
 from skimage.restoration import estimate_sigma
 from torch import Tensor, nn
 
-_MIN_SIGMA = 1e-4  # far below one grey level: BM3D divides by sigma
+_MIN_SIGMA = 1e-4  # far below one grey level: nothing to remove, and BM3D divides by sigma
 
 
 class BM3D(nn.Module):
@@ -31,5 +31,10 @@ class BM3D(nn.Module):
         sigma = self.sigma
         if sigma is None:
             sigma = float(estimate_sigma(image, channel_axis=-1, average_sigmas=True))
-        denoised = bm3d.bm3d_rgb(image, max(sigma, _MIN_SIGMA))
+        if sigma < _MIN_SIGMA:
+            return noisy.clone()
+        if np.array_equal(image[..., :1].repeat(3, axis=2), image):  # the package divides by the range of colours
+            denoised = bm3d.bm3d(image[..., 0], sigma)[..., np.newaxis].repeat(3, axis=2)
+        else:
+            denoised = bm3d.bm3d_rgb(image, sigma)
         return torch.from_numpy(denoised).permute(2, 0, 1)[None].to(noisy.dtype)  # (H, W, 3) -> (1, 3, H, W)

@@ -16,7 +16,6 @@ from pipeline.evaluation.costs import Costs, network_costs
 from pipeline.models import load_denoiser
 
 NOISY, BLOCK_MATCHING = "noisy", "bm3d"
-_UNKNOWN = Costs(num_parameters=None, macs=None, peak_memory_mb=None)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -99,9 +98,11 @@ def _open_onnx(name: str, tile_size: int | None) -> EvaluatedModel:
         ) from error
     module = OnnxDenoiser(name, num_threads=torch.get_num_threads())
     numbers = module.metadata
-    costs = _UNKNOWN
-    if {"num_parameters", "macs", "image_size"} <= numbers.keys() and numbers["image_size"] == "256":
-        costs = Costs(num_parameters=int(numbers["num_parameters"]), macs=int(numbers["macs"]), peak_memory_mb=None)
+    costs = Costs(  # known of files that the command `export` wrote
+        num_parameters=int(numbers["num_parameters"]) if "num_parameters" in numbers else None,
+        macs=int(numbers["macs_256"]) if "macs_256" in numbers else None,
+        peak_memory_mb=None,
+    )
     return EvaluatedModel(
         name=name, module=module, device="cpu", tile_size=module.size or tile_size, costs=costs,
         fingerprint=hashlib.sha256(Path(name).read_bytes()).hexdigest()[:12],

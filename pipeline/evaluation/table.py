@@ -133,7 +133,7 @@ def markdown(rows: Sequence[Row]) -> str:
                     _number(row.peak_memory_mb, 1, 1),
                 ])
             )  # fmt: skip
-        machines = sorted({f"{row.device}, {row.num_threads} threads" for row in group})
+        machines = sorted({f"{row.device} (CPU threads: {row.num_threads})" for row in group})
         lines += ["", f"Measured on {'; '.join(machines)}."]
         blocks.append("\n".join(lines) + "\n")
     return "\n".join(blocks)

@@ -9,13 +9,12 @@ import torch
 from torch import nn
 
 from latency import TimingRule, measure_network_ms
-from pipeline.checkpoint import load_checkpoint, save_checkpoint
 from pipeline.config import Config
 from pipeline.data.patches import PatchSource
 from pipeline.evaluate import evaluate_denoiser, mean_score
 from pipeline.experiments.experiment import CellJob, Column, Values
 from pipeline.priors import load_prior
-from pipeline.training import Trainer
+from pipeline.training import Trainer, train_to_the_end
 from search_space import network_macs, num_parameters
 
 TRAINING_FILE = "training.pt"
@@ -54,12 +53,7 @@ def train_and_score(job: CellJob, config: Config, network: nn.Module) -> Values:
         seed=config.seed,
         device=device,
     )
-    checkpoint = job.folder / TRAINING_FILE
-    if checkpoint.exists():
-        trainer.load_state(load_checkpoint(checkpoint, map_location=device))
-    while trainer.progress < 1:
-        trainer.run_epoch()
-        save_checkpoint(checkpoint, trainer.state())
+    train_to_the_end(trainer, job.folder / TRAINING_FILE)
     network.eval()
     score = mean_score(
         evaluate_denoiser(

@@ -14,7 +14,10 @@ from pipeline.cli import main
 from pipeline.data.images import read_image, write_image
 from pipeline.priors import MIRNet, load_prior, save_prior
 
-COMMANDS = ("run", "latency build", "prior train", "search", "derive", "retrain", "evaluate", "denoise")
+COMMANDS = (
+    "run", "latency build", "prior train", "baseline train", "search", "derive", "retrain", "evaluate", "denoise",
+    "export",
+)  # fmt: skip
 
 
 @pytest.fixture(autouse=True)
