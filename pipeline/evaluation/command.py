@@ -36,8 +36,9 @@ def evaluate_command(options: argparse.Namespace, console: Console) -> None:
     datasets = [open_dataset(source) for source in options.data or ["photographs"]]
     _check_distinct("--data", [dataset.name for dataset in datasets])
     jobs = _plan(datasets, _noise_names(options))
-    if options.device != "cpu":
-        _check_device(options.device)
+    _check_device(options.device)
+    if options.tile_size is not None and options.tile_size < 1:
+        raise ValueError(f"`--tile-size` must be at least 1, got {options.tile_size}")
     models = [open_model(name, device=options.device, tile_size=options.tile_size) for name in options.models]
 
     folder = Path(options.output) if options.output else None

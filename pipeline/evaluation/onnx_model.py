@@ -33,7 +33,7 @@ class OnnxDenoiser(nn.Module):
             raise FileNotFoundError(f"ONNX model {path} does not exist")
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = num_threads
-        options.log_severity_level = 3  # errors come as exceptions too
+        options.log_severity_level = 4  # errors come as exceptions
         try:
             self.session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
         except Exception as error:  # ONNX Runtime's own errors share no base class but this
@@ -49,14 +49,24 @@ class OnnxDenoiser(nn.Module):
         height, width = (side if isinstance(side, int) else None for side in shapes[0][2:])
         if height != width:
             raise ValueError(f"ONNX model {path} must take square images or images of any size, got {shapes[0]}")
+        self.path = path
         self.size = height
         self.metadata: dict[str, str] = dict(self.session.get_modelmeta().custom_metadata_map)
 
     def forward(self, noisy: Tensor) -> Tensor:
-        """Denoise (1, 3, H, W); what is smaller than a fixed size is padded with its border and cut again."""
+        """Denoise (1, 3, H, W); what is smaller than a fixed size is padded with its border and cut again.
+
+        Raises:
+            RuntimeError: ONNX Runtime fails, for example with a size that the graph does not bear.
+        """
         height, width = noisy.shape[2:]
         if self.size is not None:
             noisy = F.pad(noisy, (0, self.size - width, 0, self.size - height), mode="replicate")
         name = self.session.get_inputs()[0].name
-        (denoised,) = self.session.run(None, {name: noisy.contiguous().numpy()})
+        try:
+            (denoised,) = self.session.run(None, {name: noisy.contiguous().numpy()})
+        except Exception as error:  # see above
+            raise RuntimeError(
+                f"ONNX model {self.path} fails on an image of {width}x{height}: {str(error).splitlines()[0]}"
+            ) from error
         return torch.from_numpy(denoised)[..., :height, :width]

@@ -5,6 +5,7 @@ from pathlib import Path
 import onnxruntime
 import pytest
 import torch
+from onnx import TensorProto, helper
 from torch import Tensor, nn
 
 from pipeline.baselines import build_baseline, save_baseline
@@ -79,6 +80,24 @@ def test_a_convolutional_network_in_tiles_is_the_network_away_from_their_edges(t
     denoised = open_model(str(tmp_path / "dncnn.onnx"), device="cpu").for_noise(None)(noisy)
     inner = (..., slice(3, -3), slice(3, -3))
     torch.testing.assert_close(denoised[inner], expected[inner], rtol=0, atol=1e-5)
+
+
+def test_a_size_that_a_graph_does_not_bear_is_an_error_that_names_the_file(tmp_path: Path) -> None:
+    offset = helper.make_tensor("offset", TensorProto.FLOAT, (1, 3, 8, 8), [0.5] * 192)
+    ends = [
+        helper.make_tensor_value_info(name, TensorProto.FLOAT, (1, 3, "height", "width"))  # says more than it can
+        for name in ("noisy", "denoised")
+    ]
+    graph = helper.make_graph([helper.make_node("Add", ["noisy", "offset"], ["denoised"])], "add", ends[:1], ends[1:],
+                              [offset])  # fmt: skip
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=10)
+    (tmp_path / "add.onnx").write_bytes(model.SerializeToString())
+    opened = open_model(str(tmp_path / "add.onnx"), device="cpu")
+    assert (opened.costs.num_parameters, opened.costs.macs) == (None, None)  # not a file of `export`
+    noisy = torch.rand(1, 3, 8, 8, generator=torch.Generator().manual_seed(0))
+    torch.testing.assert_close(opened.for_noise(None)(noisy), noisy + 0.5)
+    with pytest.raises(RuntimeError, match="add.onnx fails on an image of 7x9: "):
+        opened.for_noise(None)(torch.rand(1, 3, 9, 7))
 
 
 def test_a_network_that_onnx_runtime_computes_otherwise_is_not_written(tmp_path: Path) -> None:

@@ -206,6 +206,20 @@ def fail(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
     return error
 
 
+@pytest.mark.parametrize(("name", "key"), [("mirnet", "state_dict"), ("nafnet", "params")])
+def test_checkpoints_with_published_names_are_models(
+    work: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], name: str, key: str
+) -> None:
+    sizes = {"num_blocks": 1} if name == "mirnet" else {
+        "encoder_blocks": (1, 1), "middle_blocks": 1, "decoder_blocks": (1, 1)
+    }  # fmt: skip
+    network = build_baseline(name, num_channels=8, **sizes)
+    torch.save({key: {f"module.{k}": tensor for k, tensor in network.state_dict().items()}}, tmp_path / "net.pth")
+    assert main(["evaluate", str(tmp_path / "net.pth"), "--data", str(work / "set")]) == 0
+    line = next(line for line in capsys.readouterr().out.splitlines() if "net.pth |" in line)
+    assert f"| {sum(p.numel() for p in network.parameters()) / 1e6:.3f} |" in line
+
+
 def test_what_cannot_be_evaluated_gives_one_line_before_work_starts(
     work: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -214,6 +228,8 @@ def test_what_cannot_be_evaluated_gives_one_line_before_work_starts(
     assert "noise" in fail(capsys, "noisy", *data, *out, "--noise", "rain")
     assert "pairs" in fail(capsys, "noisy", *data, *out, "--noise", "pairs")
     assert "distinct" in fail(capsys, "noisy", "noisy", *data, *out)
+    assert "`--tile-size` must be at least 1, got 0" in fail(capsys, "noisy", *data, *out, "--tile-size", "0")
+    assert "give either `--noise`" in fail(capsys, "noisy", *data, *out, "--noise", "awgn:5", "--sigma-255", "5")
     assert "nobody" in fail(capsys, "noisy", "nobody", *data, *out)
     assert "cuda" in fail(capsys, "noisy", *data, *out, "--device", "cuda") or torch.cuda.is_available()
     (tmp_path / "text.onnx").write_text("no model")
