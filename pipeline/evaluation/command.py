@@ -99,7 +99,9 @@ def _tracking(folder: Path, uri: str | None) -> "EvaluationTracking":
 def _check_device(device: str) -> None:
     import torch
 
-    if device.startswith("cuda") and not torch.cuda.is_available():
+    if device.partition(":")[0] not in ("cpu", "cuda"):
+        raise ValueError(f"`--device` must be cpu or cuda, got {device!r}")
+    if device != "cpu" and not torch.cuda.is_available():
         raise ValueError(f"`--device` is {device}, but torch sees no CUDA device")
 
 

@@ -221,17 +221,19 @@ def test_checkpoints_with_published_names_are_models(
 
 
 def test_what_cannot_be_evaluated_gives_one_line_before_work_starts(
-    work: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    work: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     data, out = ["--data", str(work / "set")], ["--output", str(tmp_path / "out")]
     assert "noise" in fail(capsys, "noisy", *data, *out, "--noise", "awgn:300")
     assert "noise" in fail(capsys, "noisy", *data, *out, "--noise", "rain")
     assert "pairs" in fail(capsys, "noisy", *data, *out, "--noise", "pairs")
     assert "distinct" in fail(capsys, "noisy", "noisy", *data, *out)
+    assert "`--device` must be cpu or cuda, got 'gpu'" in fail(capsys, "noisy", *data, *out, "--device", "gpu")
     assert "`--tile-size` must be at least 1, got 0" in fail(capsys, "noisy", *data, *out, "--tile-size", "0")
     assert "give either `--noise`" in fail(capsys, "noisy", *data, *out, "--noise", "awgn:5", "--sigma-255", "5")
     assert "nobody" in fail(capsys, "noisy", "nobody", *data, *out)
-    assert "cuda" in fail(capsys, "noisy", *data, *out, "--device", "cuda") or torch.cuda.is_available()
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    assert "torch sees no CUDA device" in fail(capsys, "noisy", *data, *out, "--device", "cuda")
     (tmp_path / "text.onnx").write_text("no model")
     assert "text.onnx cannot be read" in fail(capsys, "noisy", str(tmp_path / "text.onnx"), *data, *out)
     assert not (tmp_path / "out").exists()
