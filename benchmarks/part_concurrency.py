@@ -102,7 +102,7 @@ def main() -> None:
     config = load_config("quick", [f"seed={options.seed}", f"search.num_epochs={options.epochs}", "search.cost=macs",
                                    "search.target_ms=null", *options.overrides])  # fmt: skip
     torch.set_num_threads(2)
-    images = list(photographs(TRAINING_PHOTOGRAPHS).values())
+    images = photographs(TRAINING_PHOTOGRAPHS)
     inputs = prepare_inputs(config, load_prior(config.prior.weights), images)
     ways = {"one after the other": one_after_the_other, "bare processes": bare_processes, "ray actors": ray_actors}
     startup: dict[str, list[float]] = {name: [] for name in ways}

@@ -73,7 +73,7 @@ def train_baseline(run: Run, name: str, sizes: dict[str, Any], *, log: Callable[
     device = torch.device(config.device)
     source = PatchSource(
         list(run.training_images.values()), patch_size=config.retrain.patch_size, noise_model=config.noise.model,
-        sigma_range=config.noise.sigma_range,
+        sigma_range=config.noise.sigma_range, gain_range=config.noise.gain_range,
     )  # fmt: skip
     trainer = Trainer(network, source, config.retrain, prior=None, seed=config.seed, device=device)
 

@@ -12,6 +12,7 @@ from latency import keep_freed_memory
 from pipeline import commands
 from pipeline.config import list_presets
 from pipeline.evaluation.command import evaluate_command
+from pipeline.evaluation.names import NAMES_HELP
 from pipeline.experiments.command import experiment_command
 from pipeline.experiments.registry import EXPERIMENTS
 
@@ -87,7 +88,13 @@ def _add_stages(group: Any) -> None:
     _add_settings(train_baseline, preset="quick")
     train_baseline.add_argument("--output", help="folder of the training; default: the configuration's with -NAME")
     _add_settings(train, preset="quick")
-    train.add_argument("--images", required=True, help="folder of clean training images")
+    train.add_argument(
+        "--images",
+        required=True,
+        action="append",
+        metavar="SET",
+        help="folder of clean training images; may be repeated",
+    )
     train.add_argument("--to", required=True, help="file for the weights (.safetensors)")
     derive.add_argument("--threshold", type=float, default=0.5, help="keep pathways until they sum to more than this")
     derive.add_argument("--to", default="genotype.json", help="file for the genotype; default genotype.json")
@@ -133,9 +140,9 @@ def _add_models(group: Any) -> None:
     evaluate = _add(group, "evaluate", evaluate_command)
     evaluate.add_argument("models", nargs="+", metavar="MODEL",
                           help=f"{kinds}; an ONNX file; noisy (the input itself); bm3d")  # fmt: skip
-    evaluate.add_argument("--data", nargs="+", metavar="SET", help="folders of clean images, or with the folders "
-                          "clean and noisy in them; default: photographs, the validation images")  # fmt: skip
-    evaluate.add_argument("--noise", nargs="+", metavar="NAME", help="awgn:SIGMA in grey levels, or pairs; "
+    evaluate.add_argument("--data", nargs="+", metavar="SET", help="folders of clean images or "
+                          "of pairs (kinds: docs/data.md); default: photographs, the validation images")  # fmt: skip
+    evaluate.add_argument("--noise", nargs="+", metavar="NAME", help=f"{NAMES_HELP}; "
                           "default: pairs for sets of pairs, awgn:25 for others")  # fmt: skip
     evaluate.add_argument("--sigma-255", type=float, metavar="SIGMA", help="short for --noise awgn:SIGMA")
     evaluate.add_argument("--output", metavar="DIR", help="folder for evaluation.csv, evaluation.md and images.csv; "
@@ -144,15 +151,19 @@ def _add_models(group: Any) -> None:
                           "default mlflow.db beside DIR")  # fmt: skip
     denoise = _add(group, "denoise", commands.denoise_command)
     denoise.add_argument("model", help=kinds)
+    dnd = _add(group, "dnd", commands.dnd_command)
+    dnd.add_argument("model", help=kinds)
+    dnd.add_argument("folder", help="folder of DND, with info.mat and images_srgb in it")
+    dnd.add_argument("--output", required=True, metavar="DIR", help="folder for 0001.mat to 0050.mat")
     export = _add(group, "export", commands.export_command)
     export.add_argument("model", help=kinds)
     export.add_argument("--output", required=True, metavar="FILE", help="file for the model (.onnx)")
     export.add_argument("--size", type=int, default=256, help="height and width of its images; default 256")
     export.set_defaults(device="cpu")
-    for command in (evaluate, denoise, export):
+    for command in (evaluate, denoise, dnd, export):
         command.add_argument("--op-file", action="append", default=[], metavar="FILE",
                              help="Python file that registers operators of the network; may be repeated")  # fmt: skip
-    for command in (evaluate, denoise):
+    for command in (evaluate, denoise, dnd):
         command.add_argument("--device", default="cpu", help="cpu or cuda; default cpu")
         command.add_argument(
             "--tile-size", type=int, help="work in tiles of this size, for images that do not fit in memory"

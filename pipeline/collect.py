@@ -214,7 +214,7 @@ def prepare_shared(run: Run, queue: Any) -> SharedData:
     table: LatencyTable = run.latency_table()
     images = list(run.training_images.values())
     inputs = prepare_inputs(
-        config, run.prior, images, progress=lambda done, total: run.progress("prior features", done, total)
+        config, run.prior, run.training_images, progress=lambda done, total: run.progress("prior features", done, total)
     )
     reference = ray.put(inputs)
     return SharedData(

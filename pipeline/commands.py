@@ -199,22 +199,22 @@ def prior_train_command(options: argparse.Namespace, console: Console) -> None:
     """Train a small MIRNet or NAFNet on a folder of clean images; the same command resumes it."""
     import torch
 
-    from pipeline.data.images import load_folder
+    from pipeline.data.loading import load_images
     from pipeline.prior_training import new_prior, train_prior
     from pipeline.priors import save_prior
 
     config = _config(options)
     numbers = config.prior_train
-    images = load_folder(options.images, minimum_size=numbers.patch_size)
-    for name in config.data.exclude:
-        if images.pop(name, None) is None:
-            raise ValueError(f"`data.exclude` names {name!r}, which is not in {options.images}")
     target = Path(options.to)
     if target.suffix != ".safetensors":
         raise ValueError(f"`--to` must name a .safetensors file, got {target}")
     torch.manual_seed(numbers.seed)
     prior = new_prior(numbers)
     with ProgressReport(console) as progress:
+        images = load_images(
+            options.images, minimum_size=numbers.patch_size, exclude=config.data.exclude, cache=config.data.cache,
+            progress=progress,
+        )  # fmt: skip
         train_prior(
             prior, list(images.values()), numbers, checkpoint_path=target.with_suffix(".checkpoint"),
             device=torch.device(config.device),
@@ -260,6 +260,21 @@ def export_command(options: argparse.Namespace, console: Console) -> None:
         f"{options.output}: input noisy, output denoised, 1x3x{options.size}x{options.size} float32; "
         f"ONNX Runtime differs from torch by {error:.1e} at most", soft_wrap=True,
     )  # fmt: skip
+
+
+def dnd_command(options: argparse.Namespace, console: Console) -> None:
+    """Denoise the Darmstadt set and write the files that its benchmark's server takes; resumes."""
+    from pipeline.data.dnd import write_submission
+    from pipeline.denoise import denoise_image
+
+    model = _load_denoiser(options)
+    with ProgressReport(console) as progress:
+        paths = write_submission(
+            options.folder, options.output,
+            lambda noisy: denoise_image(model, noisy, tile_size=options.tile_size, device=options.device),
+            progress=lambda done, total: progress("denoise DND", done, total),
+        )  # fmt: skip
+    console.print(f"{len(paths)} files in {options.output}", soft_wrap=True)
 
 
 def _load_denoiser(options: argparse.Namespace) -> Any:

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from pipeline.data.images import to_image, to_tensor
 from pipeline.data.noise import add_test_awgn
 from pipeline.denoise import denoise_image
-from pipeline.metrics import SSIM_WINDOW_SIZE, psnr_db, ssim
+from pipeline.metrics import SSIM_WINDOW_SIZE, psnr_db, ssim, ssim_3d
 
 DATA_RANGE = 255  # all images are scored as uint8
 
@@ -33,7 +33,8 @@ class ImageScore:
         noisy_ssim: its SSIM.
         psnr_db: PSNR of the denoised image over all RGB pixels, clipped and rounded.
         ssim: its SSIM.
-        psnr_unrounded_db: PSNR of the denoised image as the model gave it, neither clipped nor rounded.
+        psnr_unrounded_db: PSNR of the denoised image, clipped and not rounded, as the papers on SIDD give it.
+        ssim_3d: SSIM of that image that blurs across colours too; see `pipeline.metrics.ssim_3d`.
         seconds: wall time of the denoising alone; that of the first image includes what the device sets up.
         noisy: (H, W, 3) uint8, as scored, where images were asked for.
         denoised: likewise.
@@ -45,6 +46,7 @@ class ImageScore:
     psnr_db: float
     ssim: float
     psnr_unrounded_db: float
+    ssim_3d: float
     seconds: float
     noisy: np.ndarray | None = field(default=None, repr=False, compare=False)
     denoised: np.ndarray | None = field(default=None, repr=False, compare=False)
@@ -131,7 +133,7 @@ def score_image(
     if not denoised.isfinite().all():
         raise ValueError(f"the denoiser's output for image {name!r} is not finite")
     noisy_image, denoised_image = to_image(noisy_tensor), to_image(denoised)
-    unrounded = denoised[0].permute(1, 2, 0).double().numpy() * DATA_RANGE  # (1, 3, H, W) -> (H, W, 3)
+    unrounded = denoised[0].permute(1, 2, 0).double().clamp(0, 1).numpy() * DATA_RANGE  # (1, 3, H, W) -> (H, W, 3)
     return ImageScore(
         name=name,
         noisy_psnr_db=psnr_db(noisy_image, clean, data_range=DATA_RANGE),
@@ -139,6 +141,7 @@ def score_image(
         psnr_db=psnr_db(denoised_image, clean, data_range=DATA_RANGE),
         ssim=ssim(denoised_image, clean, data_range=DATA_RANGE),
         psnr_unrounded_db=psnr_db(unrounded, clean, data_range=DATA_RANGE),
+        ssim_3d=ssim_3d(unrounded, clean, data_range=DATA_RANGE),
         seconds=seconds,
         noisy=noisy_image if keep_images else None,
         denoised=denoised_image if keep_images else None,
@@ -160,6 +163,7 @@ def mean_score(scores: Sequence[ImageScore]) -> ImageScore:
         psnr_db=fmean(score.psnr_db for score in scores),
         ssim=fmean(score.ssim for score in scores),
         psnr_unrounded_db=fmean(score.psnr_unrounded_db for score in scores),
+        ssim_3d=fmean(score.ssim_3d for score in scores),
         seconds=fmean(score.seconds for score in scores),
     )
 

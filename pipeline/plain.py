@@ -47,6 +47,8 @@ def _convert(hint: Any, value: Any, where: str) -> Any:
             raise ValueError(f"`{where}` must hold keys and values, got {value!r}")
         return {str(key): item for key, item in value.items()}
     if get_origin(hint) is tuple:
+        if isinstance(value, str) and get_args(hint)[0] is str:
+            return (value,)  # one string stands for a list of one
         if not isinstance(value, list | tuple):
             raise ValueError(f"`{where}` must be a list, got {value!r}")
         return tuple(_convert(get_args(hint)[0], item, where) for item in value)

@@ -125,6 +125,7 @@ def train_worker(settings: dict[str, Any]) -> None:
             patch_size=config.retrain.patch_size,
             noise_model=config.noise.model,
             sigma_range=config.noise.sigma_range,
+            gain_range=config.noise.gain_range,
         ),
         config.retrain,
         prior=load_prior(config.prior.weights, device=device) if config.retrain.distill_share > 0 else None,

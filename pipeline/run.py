@@ -20,12 +20,12 @@ from latency import DeviceInfo, LatencyTable, TimingRule, build_table, measure_n
 from pipeline.checkpoint import load_checkpoint, save_checkpoint, save_weights
 from pipeline.cluster import load_op_files, read_op_files
 from pipeline.config import Config
-from pipeline.data.images import TRAINING_PHOTOGRAPHS, VALIDATION_PHOTOGRAPHS, load_folder, load_pairs, photographs
+from pipeline.data.images import TRAINING_PHOTOGRAPHS, VALIDATION_PHOTOGRAPHS
+from pipeline.data.loading import load_images
 from pipeline.evaluate import ImageScore, evaluate_denoiser, mean_score
 from pipeline.part_search import PartSearchResult
 from pipeline.pictures import ComparisonRow, comparison_figure
 from pipeline.priors import NUM_PARTS, Prior, load_prior
-from pipeline.settings import PHOTOGRAPHS
 from search_space import (
     ArchParameters,
     DenoisingNetwork,
@@ -127,7 +127,7 @@ class Run:
         inputs = stage.prepare_inputs(
             self.config,
             self.prior,
-            list(self.training_images.values()),
+            self.training_images,
             progress=lambda done, total: self.progress(f"prior features, {megabytes:.0f} MB", done, total),
         )
         epochs_done = [0] * NUM_PARTS
@@ -312,12 +312,15 @@ def open_run(config: Config, *, progress: Progress = _no_progress, log: MetricLo
         candidate_ops=config.space.candidate_ops,
     )
     patch_size = max(config.search.patch_size, config.retrain.patch_size)
-    training = _images(config, config.data.training, TRAINING_PHOTOGRAPHS, minimum_size=patch_size)
-    for name in config.data.exclude:
-        if name not in training:
-            raise ValueError(f"`data.exclude` names {name!r}, which is not in {config.data.training}")
-        del training[name]
-    validation = _images(config, config.data.validation, VALIDATION_PHOTOGRAPHS, minimum_size=16)
+    paired = config.noise.model == "pairs"
+    training = load_images(
+        config.data.training, photographs=TRAINING_PHOTOGRAPHS, paired=paired, minimum_size=patch_size,
+        exclude=config.data.exclude, cache=config.data.cache, progress=progress,
+    )  # fmt: skip
+    validation = load_images(
+        config.data.validation, photographs=VALIDATION_PHOTOGRAPHS, paired=paired, minimum_size=16,
+        cache=config.data.cache, progress=progress,
+    )  # fmt: skip
     folder = Path(config.output)
     _claim_folder(folder, config)
     return Run(
@@ -379,15 +382,6 @@ def _claim_folder(folder: Path, config: Config) -> None:
         return
     folder.mkdir(parents=True, exist_ok=True)
     config.save(stored)
-
-
-def _images(config: Config, source: str, names: tuple[str, ...], *, minimum_size: int) -> dict[str, np.ndarray]:
-    if source == PHOTOGRAPHS and config.noise.model == "pairs":
-        raise ValueError("`noise.model` pairs needs folders with `clean` and `noisy` in them, not the photographs")
-    if source == PHOTOGRAPHS:
-        return photographs(names)
-    load = load_pairs if config.noise.model == "pairs" else load_folder
-    return load(source, minimum_size=minimum_size)
 
 
 def _image(image: np.ndarray | None) -> np.ndarray:

@@ -6,7 +6,7 @@ Called by `pipeline.run`. Each actor runs `part_search.search_part`; the driver 
 
 import json
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -30,6 +30,7 @@ from pipeline.data.part_data import (
     split_images,
 )
 from pipeline.data.patches import PatchSource
+from pipeline.data.scenes import scenes_of
 from pipeline.part_search import PartSearchResult, search_part
 from pipeline.priors import NUM_PARTS, Prior, load_prior
 from search_space import CostModel, Genotype, SearchSpace, op_macs, op_num_parameters
@@ -84,13 +85,15 @@ def cost_models(config: Config, space: SearchSpace, latency_ms: Callable[[OpSpec
 def prepare_inputs(
     config: Config,
     prior: Prior,
-    images: list[np.ndarray],
+    images: Mapping[str, np.ndarray],
     *,
     progress: Callable[[int, int], None] | None = None,
 ) -> SearchInputs:
     """Split the images and, where `search.prior_features` is `cached`, run the prior once over a fixed patch set."""
     search = config.search
-    halves = split_images(images, config.data.architecture_share, patch_size=search.patch_size)
+    halves = split_images(
+        list(images.values()), config.data.architecture_share, patch_size=search.patch_size, scenes=scenes_of(images)
+    )
     if search.prior_features == "live":
         return SearchInputs(patches=None, images=halves)
     patches = compute_patch_set(
@@ -254,6 +257,7 @@ def patch_sources(config: Config, halves: tuple[list[np.ndarray], list[np.ndarra
             patch_size=config.search.patch_size,
             noise_model=config.noise.model,
             sigma_range=config.noise.sigma_range,
+            gain_range=config.noise.gain_range,
         )
         for split, images in zip(("weights", "architecture"), halves, strict=True)
     }

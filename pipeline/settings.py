@@ -21,12 +21,16 @@ PRIORS = ("mirnet", "nafnet")
 class DataConfig:
     """Images to search, train and validate on."""
 
-    training: str = PHOTOGRAPHS
-    """Folder of clean images, or `photographs`: astronaut, coffee and rocket of scikit-image."""
-    validation: str = PHOTOGRAPHS
-    """Folder of clean images, or `photographs`: chelsea and a crop of motorcycle_left of scikit-image."""
+    training: tuple[str, ...] = (PHOTOGRAPHS,)
+    """One source of images or several, which are mixed (docs/data.md): folders of clean images, folders with `clean`
+    and `noisy` in them, FOLDER:NOISY:CLEAN with `{}` for the common part of the names, SIDD; or `photographs`: astronaut,
+    coffee and rocket of scikit-image."""
+    validation: tuple[str, ...] = (PHOTOGRAPHS,)
+    """Likewise; `photographs`: chelsea and a crop of motorcycle_left of scikit-image."""
     exclude: tuple[str, ...] = ()
-    """File stems to leave out of the training folder."""
+    """Names of images to leave out of the training ones: file stems, `folder:stem` where several sources are mixed."""
+    cache: str | None = None
+    """Folder for decoded images, which are then read from disk as patches need them; None keeps them all in memory."""
     architecture_share: float = 0.5
     """Share of the training images for the architecture step (2576 of 5576 in the paper); the rest trains weights."""
 
@@ -39,9 +43,12 @@ class NoiseConfig:
     """Noise added to clean training patches, and to validation images."""
 
     model: str = "awgn"
-    """`awgn`, `niid` (VDN's training maps), `mixed`, or `pairs`: data folders hold `clean` and `noisy` images."""
+    """`awgn`, `niid` (VDN's training maps), `mixed` of the two, `poisson` (Poisson-Gaussian, as raw images have it), or
+    `pairs`: the data are pairs, nothing is added."""
     sigma_255: tuple[float, ...] = (25.0, 25.0)
-    """Lowest and highest sigma of `awgn` in grey levels."""
+    """Lowest and highest sigma in grey levels of `awgn`, and of the Gaussian part of `poisson`."""
+    gain_255: tuple[float, ...] = (1.0, 8.0)
+    """Lowest and highest gain of `poisson`: the variance at grey level x is gain x + sigma^2."""
     validation_sigma_255: float = 25.0
     """Sigma in grey levels of the validation noise (white Gaussian, seed 0 for every image)."""
 
@@ -49,6 +56,8 @@ class NoiseConfig:
         check(self.model in NOISE_MODELS, "noise.model", f"one of {', '.join(NOISE_MODELS)}", self.model)
         ok = len(self.sigma_255) == 2 and 0 <= self.sigma_255[0] <= self.sigma_255[1] <= 255
         check(ok, "noise.sigma_255", "two ascending numbers in [0, 255]", self.sigma_255)
+        ok = len(self.gain_255) == 2 and 0 < self.gain_255[0] <= self.gain_255[1] <= 255
+        check(ok, "noise.gain_255", "two ascending numbers in (0, 255]", self.gain_255)
         check(0 <= self.validation_sigma_255 <= 255, "noise.validation_sigma_255", "in [0, 255]",
                self.validation_sigma_255)  # fmt: skip
 
@@ -56,6 +65,11 @@ class NoiseConfig:
     def sigma_range(self) -> tuple[float, float]:
         """Lowest and highest sigma on the [0, 1] scale."""
         return self.sigma_255[0] / 255, self.sigma_255[1] / 255
+
+    @property
+    def gain_range(self) -> tuple[float, float]:
+        """Lowest and highest gain on the [0, 1] scale."""
+        return self.gain_255[0] / 255, self.gain_255[1] / 255
 
     @property
     def validation_sigma(self) -> float:
@@ -284,7 +298,7 @@ class PriorTrainConfig:
         ok = len(self.sigma_255) == 2 and 0 <= self.sigma_255[0] <= self.sigma_255[1] <= 255
         check(ok, "prior_train.sigma_255", "two ascending numbers in [0, 255]", self.sigma_255)
         check(0 < self.learning_rate <= 1, "prior_train.learning_rate", "above 0 and at most 1", self.learning_rate)
-        models = NOISE_MODELS[:-1]
+        models = ("awgn", "niid", "mixed")
         check(self.noise_model in models, "prior_train.noise_model", f"one of {', '.join(models)}", self.noise_model)
 
     @property

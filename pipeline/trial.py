@@ -231,7 +231,7 @@ class CollectionTrial(tune.Trainable):
         retrain = replace(config.retrain, num_epochs=1, steps_per_epoch=config.collect.retrain_steps, distill_share=0.0)
         source = PatchSource(
             self.shared.training_images, patch_size=retrain.patch_size, noise_model=config.noise.model,
-            sigma_range=config.noise.sigma_range,
+            sigma_range=config.noise.sigma_range, gain_range=config.noise.gain_range,
         )  # fmt: skip
         Trainer(network, source, retrain, prior=None, seed=seed, device=torch.device("cpu")).run_epoch()
         return network.eval()

@@ -1,15 +1,20 @@
 """Named sets of images, clean or in noisy/clean pairs, read one image at a time.
 
-Opened by the commands from what the user names: a folder, or `photographs`. Images are (H, W, 3) RGB.
+Opened by the commands from what the user names; `docs/data.md` describes the kinds. Images are (H, W, 3) uint8 RGB.
 """
 
-from collections.abc import Callable
+import logging
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
+from pipeline.data import sidd
 from pipeline.data.images import VALIDATION_PHOTOGRAPHS, list_images, photographs, read_image
+
+# Images of the test sets of the literature. A folder of such a name with another number is reported.
+TEST_SETS = {"cbsd68": 68, "set5": 5, "live1": 29, "kodak24": 24, "mcmaster": 18}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -17,7 +22,7 @@ class Sample:
     """One image of a dataset.
 
     Attributes:
-        name: file stem.
+        name: of the image in its set.
         clean: (H, W, 3) uint8.
         noisy: (H, W, 3) uint8 of the same size, or None where the noise is still to be made.
     """
@@ -33,49 +38,130 @@ class Dataset:
 
     Attributes:
         name: in tables; the folder's name.
-        names: of the images, sorted as strings.
+        names: of the images: file stems, sorted as strings; `scene/image` where several images show one scene.
         is_paired: every sample has its own noisy image.
         load: reads the image of that name.
+        files: that the image of a name is read from; empty for what is not on disk.
     """
 
     name: str
     names: tuple[str, ...]
     is_paired: bool
     load: Callable[[str], Sample]
+    files: Callable[[str], tuple[Path, ...]] = lambda name: ()
 
     def __len__(self) -> int:
         return len(self.names)
 
 
-def open_dataset(source: Path | str) -> Dataset:
-    """Open a set of images without reading them.
+def open_dataset(source: Path | str, *, built_in: tuple[str, ...] = VALIDATION_PHOTOGRAPHS) -> Dataset:
+    """Open a set of images without decoding them.
 
     Args:
-        source: `photographs` (two validation photographs of scikit-image), a folder of clean images, or a folder that
-            holds the folders `clean` and `noisy` with files of equal stems.
+        source: one of
+
+            - a folder of clean images;
+            - a folder that holds the folders `clean` and `noisy` with files of equal stems;
+            - FOLDER:NOISY:CLEAN for pairs side by side, `{}` for the common part: `polyu:{}_real:{}_mean`; with a slash
+              for pairs in two folders: `mine:shot/{}:truth/{}`;
+            - the folder of SIDD-Medium (sRGB), or its validation blocks `ValidationNoisyBlocksSrgb.mat`;
+            - `photographs`, see `built_in`.
+        built_in: photographs of scikit-image that `photographs` stands for.
 
     Raises:
-        FileNotFoundError: no such folder.
-        ValueError: it holds no image, or an image without its partner.
+        FileNotFoundError: no such folder or file.
+        ValueError: it holds no image, an image without its partner, or two of one stem.
     """
-    if str(source) == "photographs":
-        images = photographs(VALIDATION_PHOTOGRAPHS)
+    text = str(source)
+    if text == "photographs":
+        images = photographs(built_in)
         return Dataset(
-            name="photographs", names=tuple(sorted(images)), is_paired=False,
+            name=text, names=tuple(images), is_paired=False,
             load=lambda name: Sample(name=name, clean=images[name]),
         )  # fmt: skip
+    folder_name, *patterns = text.rsplit(":", 2)
+    if len(patterns) == 2 and all(pattern.count("{}") == 1 for pattern in patterns):
+        noisy, clean = (_match(Path(folder_name), pattern) for pattern in patterns)
+        return _pairs(Path(folder_name), clean, noisy)
     folder = Path(source)
-    if not (folder / "clean").is_dir():
-        paths = {path.stem: path for path in list_images(folder)}
-        return Dataset(
-            name=folder.name, names=tuple(sorted(paths)), is_paired=False,
-            load=lambda name: Sample(name=name, clean=read_image(paths[name])),
-        )  # fmt: skip
-    clean, noisy = ({path.stem: path for path in list_images(folder / part)} for part in ("clean", "noisy"))
-    if clean.keys() != noisy.keys():
-        alone = ", ".join(sorted(clean.keys() ^ noisy.keys()))
-        raise ValueError(f"folder {folder} must hold pairs of equal names in `clean` and `noisy`; alone: {alone}")
+    if folder.suffix == ".mat":
+        return _validation_blocks(folder)
+    if (folder / "clean").is_dir():
+        clean, noisy = (_by_stem(list_images(folder / part)) for part in ("clean", "noisy"))
+        return _pairs(folder, clean, noisy)
+    scenes = sidd.find_scenes(folder)
+    if scenes:
+        clean, noisy = ({name: pair[index] for name, pair in scenes.items()} for index in (0, 1))
+        return _pairs(folder, clean, noisy)
+    paths = _by_stem(list_images(folder))
+    expected = TEST_SETS.get(folder.name.lower())
+    if expected not in (None, len(paths)):
+        logging.getLogger(__name__).warning("%s holds %d images, the set %s has %d", folder, len(paths),
+                                            folder.name, expected)  # fmt: skip
     return Dataset(
-        name=folder.name, names=tuple(sorted(clean)), is_paired=True,
-        load=lambda name: Sample(name=name, clean=read_image(clean[name]), noisy=read_image(noisy[name])),
+        name=folder.name, names=tuple(sorted(paths)), is_paired=False,
+        load=lambda name: Sample(name=name, clean=read_image(paths[name])),
+        files=lambda name: (paths[name],),
     )  # fmt: skip
+
+
+def _pairs(folder: Path, clean: Mapping[str, Path], noisy: Mapping[str, Path]) -> Dataset:
+    if clean.keys() != noisy.keys():
+        alone = sorted(clean.keys() ^ noisy.keys())
+        shown = ", ".join(alone[:5]) + (f" and {len(alone) - 5} more" if len(alone) > 5 else "")
+        raise ValueError(f"folder {folder} must hold pairs of noisy and clean images; without a partner: {shown}")
+
+    def load(name: str) -> Sample:
+        sample = Sample(name=name, clean=read_image(clean[name]), noisy=read_image(noisy[name]))
+        assert sample.noisy is not None
+        if sample.clean.shape != sample.noisy.shape:
+            raise ValueError(
+                f"the pair {name} of {folder} must be of one size, got clean {clean[name].name} "
+                f"{_size(sample.clean)} and noisy {noisy[name].name} {_size(sample.noisy)}"
+            )
+        return sample
+
+    return Dataset(
+        name=folder.name, names=tuple(sorted(clean)), is_paired=True, load=load,
+        files=lambda name: (clean[name], noisy[name]),
+    )  # fmt: skip
+
+
+def _validation_blocks(path: Path) -> Dataset:
+    clean_path = path.with_name(path.name.replace("Noisy", "Gt"))
+    if clean_path == path:
+        raise ValueError(f"{path} must be named as in SIDD, ValidationNoisyBlocksSrgb.mat, with ...Gt... beside it")
+    noisy, clean = sidd.ValidationBlocks(path), sidd.ValidationBlocks(clean_path)
+    if noisy.names != clean.names:
+        raise ValueError(f"{path} and {clean_path.name} must hold as many blocks, got {noisy.shape} and {clean.shape}")
+    return Dataset(
+        name="SIDD-validation", names=noisy.names, is_paired=True,
+        load=lambda name: Sample(name=name, clean=clean.read(name), noisy=noisy.read(name)),
+        files=lambda name: (clean_path, path),
+    )  # fmt: skip
+
+
+def _by_stem(paths: list[Path]) -> dict[str, Path]:
+    found: dict[str, Path] = {}
+    for path in paths:
+        if path.stem in found:
+            raise ValueError(f"images need distinct names without their endings, got {found[path.stem]} and {path}")
+        found[path.stem] = path
+    return found
+
+
+def _match(folder: Path, pattern: str) -> dict[str, Path]:
+    """Return the images of `folder` whose stems fit `pattern`, by what stands for `{}`."""
+    place, _, stem_pattern = pattern.rpartition("/")
+    before, after = stem_pattern.split("{}")
+    found = {}
+    for stem, path in _by_stem(list_images(folder / place)).items():
+        if stem.startswith(before) and stem.endswith(after) and len(stem) > len(before) + len(after):
+            found[stem[len(before) : len(stem) - len(after)]] = path
+    if not found:
+        raise ValueError(f"folder {folder / place} holds no image named {stem_pattern} (without its ending)")
+    return found
+
+
+def _size(image: np.ndarray) -> str:
+    return f"{image.shape[1]}x{image.shape[0]}"

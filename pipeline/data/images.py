@@ -15,6 +15,7 @@ IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".webp")
 # Disjoint photographs that scikit-image carries in its wheel; "left" of the stereo pair validates, "right" is not used.
 TRAINING_PHOTOGRAPHS = ("astronaut", "coffee", "rocket")
 VALIDATION_PHOTOGRAPHS = ("chelsea", "motorcycle_left")
+_BITS_PER_SAMPLE = 258  # a tag of TIFF
 _VALIDATION_CROPS = {"motorcycle_left": (384, 512)}  # height, width from the top left: both images of similar size
 
 
@@ -35,11 +36,14 @@ def list_images(folder: Path | str) -> list[Path]:
 
 
 def read_image(path: Path | str) -> np.ndarray:
-    """Read an image file as (H, W, 3) uint8 RGB; grey images are repeated over the three channels.
+    """Read an image file as (H, W, 3) uint8 RGB.
+
+    Grey images are repeated over the three channels. 16-bit images are rounded to 8 bits, but for RGB in PNG, where
+    Pillow cuts the lower 8 bits off.
 
     Raises:
         FileNotFoundError: no such file.
-        ValueError: the file is not an image that can be decoded, or has an alpha channel or more than 8 bits.
+        ValueError: the file is not an image that can be decoded, or has an alpha channel.
     """
     path = Path(path)
     if not path.is_file():
@@ -49,61 +53,38 @@ def read_image(path: Path | str) -> np.ndarray:
             mode = image.mode
             if mode == "P":
                 mode = "RGB"
+            if image.format == "TIFF" and max(image.tag_v2.get(_BITS_PER_SAMPLE, (8,))) > 8:  # type: ignore[attr-defined]
+                return _read_tiff(path)
+            if mode.startswith("I;16"):
+                return _from_16_bit(np.asarray(image), path)
             if mode not in ("RGB", "L", "1"):
-                raise ValueError(f"image {path} must be 8-bit RGB or grey, got Pillow mode {image.mode!r}")
+                raise ValueError(f"image {path} must be RGB or grey, got Pillow mode {image.mode!r}")
             return np.asarray(image.convert("RGB"))
-    except (UnidentifiedImageError, OSError, SyntaxError) as error:
+    except (UnidentifiedImageError, OSError, SyntaxError, Image.DecompressionBombError) as error:
         raise ValueError(f"image {path} cannot be decoded: {error}") from error
+
+
+def _read_tiff(path: Path) -> np.ndarray:
+    """Read what Pillow cuts to 8 bits: 16-bit RGB."""
+    import tifffile  # here: few images need it
+
+    try:
+        return _from_16_bit(tifffile.imread(path), path)
+    except (tifffile.TiffFileError, OSError, KeyError, IndexError) as error:
+        raise ValueError(f"image {path} cannot be decoded: {error}") from error
+
+
+def _from_16_bit(array: np.ndarray, path: Path) -> np.ndarray:
+    if array.ndim == 2:
+        array = np.repeat(array[..., None], 3, axis=2)
+    if array.dtype != np.uint16 or array.ndim != 3 or array.shape[2] != 3:
+        raise ValueError(f"image {path} must be RGB or grey, got {array.dtype} of shape {array.shape}")
+    return np.round(array / 257).astype(np.uint8)  # 65535 / 255
 
 
 def write_image(path: Path | str, image: np.ndarray) -> None:
     """Write an (H, W, 3) uint8 image; the format follows the file name."""
     Image.fromarray(image).save(path)
-
-
-def load_folder(folder: Path | str, *, minimum_size: int = 1) -> dict[str, np.ndarray]:
-    """Read every image of `folder`, keyed by file stem.
-
-    Raises:
-        ValueError: some files cannot be decoded or are smaller than `minimum_size`; all of them are named at once.
-    """
-    images: dict[str, np.ndarray] = {}
-    problems: list[str] = []
-    for path in list_images(folder):
-        try:
-            image = read_image(path)
-        except ValueError as error:
-            problems.append(str(error))
-            continue
-        if min(image.shape[:2]) < minimum_size:
-            height, width = image.shape[:2]
-            problems.append(f"image {path} is {width}x{height}, smaller than the patch size {minimum_size}")
-        images[path.stem] = image
-    if problems:
-        raise ValueError("\n".join(problems))
-    return images
-
-
-def load_pairs(folder: Path | str, *, minimum_size: int = 1) -> dict[str, np.ndarray]:
-    """Read pairs of equal file stems from `folder`/clean and `folder`/noisy.
-
-    Returns:
-        (H, W, 6) uint8 by stem: the clean image's channels, then the noisy one's.
-
-    Raises:
-        FileNotFoundError: one of the two folders does not exist.
-        ValueError: an image cannot be used, has no partner, or one of another size; all of them are named at once.
-    """
-    clean, noisy = (load_folder(Path(folder) / name, minimum_size=minimum_size) for name in ("clean", "noisy"))
-    problems = [f"image {name} is in only one of {folder}/clean and {folder}/noisy" for name in clean.keys() ^ noisy]
-    problems += [
-        f"the pair {name} of {folder} has different sizes: clean {clean[name].shape[:2]}, noisy {noisy[name].shape[:2]}"
-        for name in clean.keys() & noisy.keys()
-        if clean[name].shape != noisy[name].shape
-    ]
-    if problems:
-        raise ValueError("\n".join(sorted(problems)))
-    return {name: np.concatenate([clean[name], noisy[name]], axis=2) for name in clean}
 
 
 def photographs(names: tuple[str, ...]) -> dict[str, np.ndarray]:

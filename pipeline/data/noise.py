@@ -11,7 +11,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-NOISE_MODELS = ("awgn", "niid", "mixed", "pairs")  # pairs: nothing is added, the noise is in the data
+NOISE_MODELS = ("awgn", "niid", "mixed", "poisson", "pairs")  # pairs: nothing is added, the noise is in the data
+_MAP_MODELS = NOISE_MODELS[:3]  # those whose level does not depend on the image
 _MAX_NIID_SIGMA = 75 / 255
 _NIID_OFFSET = 5 / 255  # added to the upper end, so sigma lies in [0, 80]/255
 
@@ -58,9 +59,8 @@ def sample_noise_map(
     Raises:
         ValueError: unknown `model`.
     """
-    models = NOISE_MODELS[:-1]
-    if model not in models:
-        raise ValueError(f"`model` must be one of {', '.join(models)}, got {model!r}")
+    if model not in _MAP_MODELS:
+        raise ValueError(f"`model` must be one of {', '.join(_MAP_MODELS)}, got {model!r}")
     low, high = sigma_range
     sigmas = low + (high - low) * torch.rand(batch_size, 1, 1, 1, generator=generator)
     maps = sigmas.expand(batch_size, 1, size, size).clone()
@@ -69,6 +69,27 @@ def sample_noise_map(
         for index in is_niid.nonzero().flatten().tolist():
             maps[index] = training_noise_map(size, generator)
     return maps
+
+
+def add_poisson(
+    clean: Tensor, *, gain_range: tuple[float, float], sigma_range: tuple[float, float], generator: torch.Generator
+) -> Tensor:
+    """Add Poisson-Gaussian noise, as raw images have it: variance gain x + sigma^2 at brightness x.
+
+    Args:
+        clean: (B, C, H, W) in [0, 1].
+        gain_range: lowest and highest brightness of one photon, above 0; each patch gets one, uniformly.
+        sigma_range: lowest and highest sigma of the Gaussian part (read noise); likewise.
+        generator: source of randomness.
+
+    Returns:
+        The shape of `clean`, not clipped.
+    """
+    u = torch.rand(2, len(clean), 1, 1, 1, generator=generator)
+    (low, high), (lowest, highest) = gain_range, sigma_range
+    gain, sigma = low + (high - low) * u[0], lowest + (highest - lowest) * u[1]
+    photons = torch.poisson(clean / gain, generator=generator)
+    return gain * photons + sigma * torch.randn(clean.shape, generator=generator)
 
 
 def add_test_awgn(clean: np.ndarray, sigma: float, *, seed: int = 0) -> np.ndarray:

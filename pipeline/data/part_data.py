@@ -52,22 +52,40 @@ def patch_set_bytes(num_patches: int, patch_size: int, num_channels: int) -> int
 
 
 def split_images(
-    images: Sequence[np.ndarray], architecture_share: float, *, patch_size: int
+    images: Sequence[np.ndarray],
+    architecture_share: float,
+    *,
+    patch_size: int,
+    scenes: Sequence[str] | None = None,
 ) -> tuple[list[np.ndarray], list[np.ndarray]]:
     """Divide images into D_w and D_archi, which share no pixel.
 
     Few images (less than ten) are each cut in two along their longer side, many are dealt out whole, evenly spread over
-    the list.
+    the list; images of one scene go the same way.
+
+    Args:
+        images: (H, W, C) each.
+        architecture_share: share of D_archi.
+        patch_size: that every cut piece must have at least on both sides.
+        scenes: what every image shows; None: each its own scene.
 
     Returns:
         Images for weights and images for the architecture.
 
     Raises:
-        ValueError: a cut image would be smaller than a patch.
+        ValueError: a cut image would be smaller than a patch, or all images are of one scene.
     """
     if len(images) >= 10:
-        positions = np.floor(np.arange(1, len(images) + 1) * architecture_share)
-        is_architecture = np.diff(positions, prepend=0) > 0
+        scenes = [str(index) for index in range(len(images))] if scenes is None else scenes
+        distinct = list(dict.fromkeys(scenes))
+        positions = np.floor(np.arange(1, len(distinct) + 1) * architecture_share)
+        chosen_scenes = {scene for scene, step in zip(distinct, np.diff(positions, prepend=0), strict=True) if step > 0}
+        if not 0 < len(chosen_scenes) < len(distinct):
+            raise ValueError(
+                f"{len(images)} training images of {len(distinct)} scenes cannot be divided with "
+                f"`data.architecture_share` {architecture_share}: one half would be empty"
+            )
+        is_architecture = [scene in chosen_scenes for scene in scenes]
         weights = [image for image, chosen in zip(images, is_architecture, strict=True) if not chosen]
         return weights, [image for image, chosen in zip(images, is_architecture, strict=True) if chosen]
     halves: tuple[list[np.ndarray], list[np.ndarray]] = ([], [])

@@ -9,7 +9,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from pipeline.data.noise import sample_noise_map
+from pipeline.data.noise import add_poisson, sample_noise_map
+
+DEFAULT_GAINS = (1 / 255, 8 / 255)
 
 
 class PatchSource:
@@ -19,8 +21,9 @@ class PatchSource:
         images: (H, W, 3) uint8 images, each at least `patch_size` on both sides; (H, W, 6) with noise model `pairs`,
             the clean image's channels first, then the noisy one's.
         patch_size: height and width of a patch in pixels.
-        noise_model: see `pipeline.data.noise.sample_noise_map`.
+        noise_model: see `pipeline.data.noise.sample_noise_map`; or `poisson`, see `pipeline.data.noise.add_poisson`.
         sigma_range: lowest and highest sigma on the [0, 1] scale.
+        gain_range: lowest and highest brightness of a photon on the [0, 1] scale; for `poisson` alone.
 
     Raises:
         ValueError: no images, or one is smaller than a patch.
@@ -33,6 +36,7 @@ class PatchSource:
         patch_size: int,
         noise_model: str = "awgn",
         sigma_range: tuple[float, float],
+        gain_range: tuple[float, float] = DEFAULT_GAINS,
     ) -> None:
         if not images:
             raise ValueError("`images` must hold at least one image, got none")
@@ -49,6 +53,7 @@ class PatchSource:
         self.patch_size = patch_size
         self.noise_model = noise_model
         self.sigma_range = sigma_range
+        self.gain_range = gain_range
         pixels = torch.tensor([image.shape[0] * image.shape[1] for image in images], dtype=torch.float64)
         self._weights = pixels / pixels.sum()  # a large photograph is not drawn more sparsely than a small one
 
@@ -73,6 +78,9 @@ class PatchSource:
         clean = stacked[:, :3]
         if self.noise_model == "pairs":
             return stacked[:, 3:], clean
+        if self.noise_model == "poisson":
+            noisy = add_poisson(clean, gain_range=self.gain_range, sigma_range=self.sigma_range, generator=generator)
+            return noisy, clean
         noise_map = sample_noise_map(
             self.noise_model, batch_size, size, sigma_range=self.sigma_range, generator=generator
         )

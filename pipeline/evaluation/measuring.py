@@ -48,6 +48,7 @@ def measure_row(
             ImageRow(
                 model=model.name, dataset=dataset.name, noise=noise.name, image=sample.name, height=height, width=width,
                 psnr_db=score.psnr_db, psnr_unrounded_db=score.psnr_unrounded_db, ssim=score.ssim,
+                ssim_3d=score.ssim_3d,
                 seconds=score.seconds,
             )
         )  # fmt: skip
@@ -62,6 +63,7 @@ def measure_row(
         psnr_db=fmean(image.psnr_db for image in images),
         psnr_unrounded_db=fmean(image.psnr_unrounded_db for image in images),
         ssim=fmean(image.ssim for image in images),
+        ssim_3d=fmean(image.ssim_3d for image in images),
         num_parameters=model.costs.num_parameters,
         macs=model.costs.macs,
         seconds_per_image=seconds / len(images),

@@ -91,5 +91,5 @@ def patch_source(config: Config, images: dict[str, np.ndarray]) -> PatchSource:
     """Return the source of training patches that `retrain` and `noise` describe."""
     return PatchSource(
         list(images.values()), patch_size=config.retrain.patch_size, noise_model=config.noise.model,
-        sigma_range=config.noise.sigma_range,
+        sigma_range=config.noise.sigma_range, gain_range=config.noise.gain_range,
     )  # fmt: skip

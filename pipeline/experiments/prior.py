@@ -14,6 +14,7 @@ from torch import Tensor
 
 from pipeline.config import Config
 from pipeline.data.part_data import split_images
+from pipeline.data.scenes import scenes_of
 from pipeline.experiments.experiment import CellJob, Claim, Column, Experiment, Values, Variant, compare
 from pipeline.experiments.memory import saved_bytes
 from pipeline.experiments.networks import COST_COLUMNS, PSNR
@@ -67,9 +68,12 @@ def _without(job: CellJob, config: Config) -> tuple[Genotype, Values]:
     space = space_of(config, load_prior(config.prior.weights).num_channels)
     device = torch.device(config.device)
     search_config = config.search
-    images = list(job.inputs.training_images.values())
+    images = job.inputs.training_images
     start = time.perf_counter()
-    halves = split_images(images, config.data.architecture_share, patch_size=search_config.patch_size)
+    halves = split_images(
+        list(images.values()), config.data.architecture_share, patch_size=search_config.patch_size,
+        scenes=scenes_of(images),
+    )  # fmt: skip
     patches = CleanPatches(
         patch_sources(config, halves), num_patches=search_config.num_patches,
         architecture_share=config.data.architecture_share, batch_size=search_config.batch_size,

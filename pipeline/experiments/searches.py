@@ -35,7 +35,7 @@ def regardless_of_cost(config: Config) -> Config:
 
 def search_inputs(job: CellJob, config: Config, prior: Prior) -> SearchInputs:
     """Return patches with the prior's features; equal for equal seeds."""
-    return prepare_inputs(config, prior, list(job.inputs.training_images.values()))
+    return prepare_inputs(config, prior, job.inputs.training_images)
 
 
 def search_network(job: CellJob, config: Config, *, random_levels: Sequence[str] = ()) -> Values:

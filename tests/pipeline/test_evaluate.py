@@ -41,11 +41,12 @@ def test_the_noisy_input_is_scored_after_clipping_and_rounding(images: dict[str,
         assert np.abs(score.noisy.astype(int) - expected).max() <= 1
 
 
-def test_the_unrounded_psnr_is_that_of_the_output_itself(images: dict[str, np.ndarray]) -> None:
+def test_the_unrounded_psnr_is_that_of_the_clipped_output(images: dict[str, np.ndarray]) -> None:
     scores = evaluate_denoiser(nn.Identity(), images, sigma=SIGMA, device="cpu")
     for score, clean in zip(scores, images.values(), strict=True):
         noise = np.random.RandomState(0).normal(0, SIGMA, clean.shape)
-        assert score.psnr_unrounded_db == pytest.approx(-10 * math.log10(np.mean(noise**2)), abs=1e-4)
+        error = (clean / 255 + noise).clip(0, 1) - clean / 255
+        assert score.psnr_unrounded_db == pytest.approx(-10 * math.log10(np.mean(error**2)), abs=1e-4)
 
 
 def test_a_perfect_denoiser_reaches_infinity_and_one(images: dict[str, np.ndarray]) -> None:
@@ -82,7 +83,7 @@ def test_images_come_only_on_request_and_never_in_the_numbers(images: dict[str, 
     assert score.denoised is None
     kept = replace(score, denoised=images["flat"])
     assert kept == score
-    names = ["name", "noisy_psnr_db", "noisy_ssim", "psnr_db", "ssim", "psnr_unrounded_db", "seconds"]
+    names = ["name", "noisy_psnr_db", "noisy_ssim", "psnr_db", "ssim", "psnr_unrounded_db", "ssim_3d", "seconds"]
     assert list(json.loads(json.dumps(kept.to_dict()))) == names
     assert score.seconds > 0
 
@@ -94,6 +95,7 @@ def test_mean_score_averages_every_number() -> None:
         "psnr_db": 30,
         "ssim": 0.8,
         "psnr_unrounded_db": 29,
+        "ssim_3d": 0.9,
         "seconds": 1,
     }
     first = ImageScore(name="a", **numbers)

@@ -2,6 +2,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import tifffile
 import torch
 from PIL import Image
 
@@ -9,8 +10,6 @@ from pipeline.data.images import (
     TRAINING_PHOTOGRAPHS,
     VALIDATION_PHOTOGRAPHS,
     list_images,
-    load_folder,
-    load_pairs,
     photographs,
     read_image,
     to_image,
@@ -34,33 +33,6 @@ def test_images_are_listed_by_name(folder: Path) -> None:
     assert [path.name for path in list_images(folder)] == ["a.bmp", "b.PNG"]
 
 
-def test_a_folder_is_read_by_file_stem(folder: Path, images: list[np.ndarray]) -> None:
-    found = load_folder(folder, minimum_size=40)
-    assert list(found) == ["a", "b"]
-    assert np.array_equal(found["a"], images[1])
-    assert np.array_equal(found["b"], images[0])
-
-
-def test_all_unusable_files_are_named_together(folder: Path) -> None:
-    whole = (folder / "b.PNG").read_bytes()
-    (folder / "truncated.png").write_bytes(whole[: len(whole) // 2])
-    (folder / "text.jpg").write_text("no image")
-    Image.new("RGBA", (64, 64)).save(folder / "transparent.png")
-    Image.new("I;16", (64, 64)).save(folder / "deep.png")
-    write_image(folder / "small.png", np.zeros((64, 20, 3), np.uint8))
-    with pytest.raises(ValueError) as caught:
-        load_folder(folder, minimum_size=32)
-    lines = str(caught.value).splitlines()
-    assert [Path(line.split()[1]).name for line in lines] == [
-        "deep.png", "small.png", "text.jpg", "transparent.png", "truncated.png",
-    ]  # fmt: skip
-    assert "must be 8-bit RGB or grey, got Pillow mode 'I;16'" in lines[0]
-    assert "is 20x64, smaller than the patch size 32" in lines[1]
-    assert "cannot be decoded" in lines[2]
-    assert "got Pillow mode 'RGBA'" in lines[3]
-    assert "cannot be decoded" in lines[4]
-
-
 def test_grey_images_get_three_equal_channels(tmp_path: Path, images: list[np.ndarray]) -> None:
     Image.fromarray(images[0][..., 0]).save(tmp_path / "grey.png")
     image = read_image(tmp_path / "grey.png")
@@ -77,7 +49,7 @@ def test_a_missing_image_or_folder_is_not_found(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError, match="image .*none.png does not exist"):
         read_image(tmp_path / "none.png")
     with pytest.raises(FileNotFoundError, match="image folder .*none does not exist"):
-        load_folder(tmp_path / "none")
+        list_images(tmp_path / "none")
 
 
 def test_a_folder_without_images_is_refused(tmp_path: Path) -> None:
@@ -110,36 +82,18 @@ def test_tensors_are_clamped_and_rounded_half_to_even() -> None:
     assert to_image(values.expand(3, 1, 6))[0, :, 0].tolist() == [0, 255, 0, 1, 128, 8]
 
 
-@pytest.fixture
-def pairs(tmp_path: Path, images: list[np.ndarray]) -> Path:
-    """A folder with two pairs; the noisy image is the clean one, darker."""
-    folder = tmp_path / "pairs"
-    for name, divisor in (("clean", 1), ("noisy", 2)):
-        (folder / name).mkdir(parents=True)
-        for stem, image in zip("ab", images, strict=True):
-            write_image(folder / name / f"{stem}.png", image // divisor)
-    return folder
+def test_deep_images_are_rounded_to_8_bits(tmp_path: Path) -> None:
+    """65535 / 255 = 257 levels of 16 bits make one of 8."""
+    deep = (np.arange(64 * 48, dtype=np.uint32) * 21 % 65536).astype(np.uint16).reshape(64, 48)
+    Image.fromarray(deep).save(tmp_path / "grey.png")
+    expected = np.round(deep / 257).astype(np.uint8)
+    assert np.array_equal(read_image(tmp_path / "grey.png"), np.repeat(expected[..., None], 3, axis=2))
+    colours = np.stack([deep, deep[::-1], deep[:, ::-1]], axis=2)
+    tifffile.imwrite(tmp_path / "colour.tif", colours)
+    assert np.array_equal(read_image(tmp_path / "colour.tif"), np.round(colours / 257).astype(np.uint8))
 
 
-def test_pairs_are_read_clean_channels_first(pairs: Path, images: list[np.ndarray]) -> None:
-    found = load_pairs(pairs, minimum_size=40)
-    assert list(found) == ["a", "b"]
-    for pair, image in zip(found.values(), images, strict=True):
-        assert np.array_equal(pair[..., :3], image)
-        assert np.array_equal(pair[..., 3:], image // 2)
-
-
-def test_all_images_without_a_fitting_partner_are_named(pairs: Path, images: list[np.ndarray]) -> None:
-    write_image(pairs / "clean" / "alone.png", images[0])
-    write_image(pairs / "noisy" / "b.png", images[1][:50])
-    with pytest.raises(ValueError) as caught:
-        load_pairs(pairs)
-    assert [line.partition(" of ")[0] for line in str(caught.value).splitlines()] == [
-        "image alone is in only one",
-        "the pair b",
-    ]
-
-
-def test_pairs_need_both_folders(folder: Path) -> None:
-    with pytest.raises(FileNotFoundError, match="image folder .*clean does not exist"):
-        load_pairs(folder)
+def test_deep_images_with_an_alpha_channel_are_refused(tmp_path: Path) -> None:
+    tifffile.imwrite(tmp_path / "four.tif", np.zeros((16, 16, 4), np.uint16), photometric="rgb")
+    with pytest.raises(ValueError, match=r"image .*four.tif must be RGB or grey, got uint16 of shape \(16, 16, 4\)"):
+        read_image(tmp_path / "four.tif")

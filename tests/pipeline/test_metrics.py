@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from scipy.ndimage import gaussian_filter
 
-from pipeline.metrics import psnr_db, ssim
+from pipeline.metrics import psnr_db, ssim, ssim_3d
 
 
 @pytest.fixture
@@ -72,3 +72,34 @@ def test_ssim_refuses_images_smaller_than_its_window() -> None:
     image = np.zeros((10, 16, 3), dtype=np.uint8)
     with pytest.raises(ValueError, match=r"at least 11 pixels, got \(10, 16, 3\)"):
         ssim(image, image, data_range=255)
+
+
+def test_ssim_3d_against_plain_loops() -> None:
+    """MATLAB's definition written out: an 11 x 11 x 11 Gaussian at every pixel of the edge-repeated volume."""
+    rng = np.random.default_rng(0)
+    clean = rng.integers(0, 256, (14, 13, 3)).astype(np.float64)
+    image = (clean + rng.normal(0, 20, clean.shape)).clip(0, 255)
+    offsets = np.arange(-5, 6)
+    line = np.exp(-(offsets**2) / (2 * 1.5**2))
+    window = line[:, None, None] * line[None, :, None] * line[None, None, :]
+    window /= window.sum()
+    x, y = (np.pad(array, 5, mode="edge") for array in (image, clean))
+    values = []
+    for place in np.ndindex(*clean.shape):
+        block = tuple(slice(start, start + 11) for start in place)
+        a, b = x[block], y[block]
+        mean_a, mean_b = (window * a).sum(), (window * b).sum()
+        variance_a, variance_b = (window * (a - mean_a) ** 2).sum(), (window * (b - mean_b) ** 2).sum()
+        covariance = (window * (a - mean_a) * (b - mean_b)).sum()
+        c1, c2 = (0.01 * 255) ** 2, (0.03 * 255) ** 2
+        values.append(
+            (2 * mean_a * mean_b + c1) * (2 * covariance + c2)
+            / ((mean_a**2 + mean_b**2 + c1) * (variance_a + variance_b + c2))
+        )  # fmt: skip
+    assert ssim_3d(image, clean, data_range=255) == pytest.approx(np.mean(values), abs=1e-10)
+    assert ssim_3d(clean, clean, data_range=255) == pytest.approx(1)
+
+
+def test_ssim_3d_needs_colour_images() -> None:
+    with pytest.raises(ValueError, match=r"SSIM needs \(H, W, C\) images, got \(12, 12\)"):
+        ssim_3d(np.zeros((12, 12)), np.zeros((12, 12)), data_range=255)

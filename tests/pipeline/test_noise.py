@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 import torch
 
-from pipeline.data.noise import NOISE_MODELS, add_test_awgn, sample_noise_map, training_noise_map
+from pipeline.data.noise import add_poisson, add_test_awgn, sample_noise_map, training_noise_map
 
 
 def test_training_maps_stay_within_80_grey_levels(generator: torch.Generator) -> None:
@@ -29,7 +29,7 @@ def test_training_maps_are_bumps_that_differ(generator: torch.Generator) -> None
     assert len({round(noise_map.mean().item(), 6) for noise_map in maps}) == 20
 
 
-@pytest.mark.parametrize("model", [model for model in NOISE_MODELS if model != "pairs"])
+@pytest.mark.parametrize("model", ["awgn", "niid", "mixed"])
 def test_the_same_generator_state_gives_the_same_maps(model: str) -> None:
     first, second = (
         sample_noise_map(model, 6, 16, sigma_range=(0.1, 0.2), generator=torch.Generator().manual_seed(3))
@@ -77,3 +77,22 @@ def test_test_noise_does_not_touch_numpys_global_generator(images: list[np.ndarr
     before = np.random.get_state()[1].copy()
     add_test_awgn(images[0] / 255, 0.1)
     assert np.array_equal(np.random.get_state()[1], before)
+
+
+def test_poisson_noise_has_variance_gain_times_brightness_plus_sigma_squared(generator: torch.Generator) -> None:
+    clean = torch.tensor([0.2, 0.8]).reshape(2, 1, 1, 1).expand(2, 3, 200, 200)
+    gain, sigma = 4 / 255, 6 / 255
+    noisy = add_poisson(clean, gain_range=(gain, gain), sigma_range=(sigma, sigma), generator=generator)
+    noise = noisy - clean
+    for brightness, patch in zip((0.2, 0.8), noise, strict=True):
+        assert patch.mean().abs() < 1e-3
+        assert patch.var().item() == pytest.approx(gain * brightness + sigma**2, rel=0.02)
+
+
+def test_poisson_draws_gain_and_sigma_for_every_patch(generator: torch.Generator) -> None:
+    clean = torch.full((40, 3, 32, 32), 0.5)
+    noise = add_poisson(clean, gain_range=(0.001, 0.03), sigma_range=(0, 0.1), generator=generator) - clean
+    deviations = noise.std(dim=(1, 2, 3))
+    assert deviations.max() > 1.5 * deviations.min()
+    assert (0.5 * 0.001) ** 0.5 * 0.9 < deviations.min()
+    assert deviations.max() < (0.5 * 0.03 + 0.01) ** 0.5 * 1.1

@@ -1,0 +1,120 @@
+"""The Darmstadt Noise Dataset (DND): read its noisy images, write what its server takes.
+
+Called by the command `denoise-nas dnd`. There is no ground truth; scores come from the benchmark's server.
+Plötz and Roth, "Benchmarking Denoising Algorithms with Real Photographs", CVPR 2017.
+"""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import h5py
+import numpy as np
+import torch
+from torch import Tensor
+
+NUM_IMAGES, NUM_BOXES = 50, 20
+_VERSION = "1.0"
+
+
+def read_boxes(folder: Path | str) -> list[np.ndarray]:
+    """Read where the crops lie.
+
+    Args:
+        folder: of DND, with `info.mat` in it.
+
+    Returns:
+        For every image (20, 4) integers: first row, end row, first column, end column; ends are not included.
+
+    Raises:
+        FileNotFoundError: no `info.mat`.
+        ValueError: it lacks the boxes, or has others than DND's.
+    """
+    path = Path(folder) / "info.mat"
+    with _open(path) as file:
+        if "info/boundingboxes" not in file:
+            raise ValueError(f"{path} must hold `info/boundingboxes`, got {', '.join(file) or 'nothing'}")
+        references = np.asarray(file["info/boundingboxes"]).reshape(-1)
+        boxes = [np.asarray(file[reference]).T for reference in references]
+    if len(boxes) != NUM_IMAGES or any(box.shape != (NUM_BOXES, 4) for box in boxes):
+        raise ValueError(f"{path} must hold {NUM_IMAGES} lists of {NUM_BOXES} boxes, got {len(boxes)} of shapes "
+                         f"{sorted({box.shape for box in boxes})}")  # fmt: skip
+    found = []
+    for box in boxes:  # first row, first column, last row, last column, counted from 1
+        top, left, bottom, right = box.astype(int).T
+        found.append(np.stack([top - 1, bottom, left - 1, right], axis=1))
+    return found
+
+
+def read_noisy(folder: Path | str, index: int) -> np.ndarray:
+    """Read noisy image `index`, counted from 0: (H, W, 3) float32 in [0, 1].
+
+    Raises:
+        FileNotFoundError: no such file.
+        ValueError: it lacks the image.
+    """
+    path = Path(folder) / "images_srgb" / f"{index + 1:04}.mat"
+    with _open(path) as file:
+        if "InoisySRGB" not in file:
+            raise ValueError(f"{path} must hold `InoisySRGB`, got {', '.join(file) or 'nothing'}")
+        image = np.asarray(file["InoisySRGB"], dtype=np.float32).T
+    if image.ndim != 3 or image.shape[2] != 3:
+        raise ValueError(f"`InoisySRGB` in {path} must be 3 x W x H, got {image.T.shape}")
+    return np.ascontiguousarray(image)
+
+
+def write_submission(
+    folder: Path | str,
+    output: Path | str,
+    denoise: Callable[[Tensor], Tensor],
+    *,
+    progress: Callable[[int, int], None] | None = None,
+) -> list[Path]:
+    """Denoise all crops and write the 50 files of a submission; files that are there are kept, so it resumes.
+
+    Args:
+        folder: of DND.
+        output: folder for `0001.mat` to `0050.mat`.
+        denoise: maps (1, 3, H, W) float32 to the same shape on the CPU.
+        progress: called with (images done, images in all).
+
+    Returns:
+        The files.
+
+    Raises:
+        FileNotFoundError: a file of DND is missing.
+        ValueError: a file of DND is not as it must be, a crop lies outside its image, or a result is not finite.
+    """
+    from scipy.io import savemat
+
+    boxes, output = read_boxes(folder), Path(output)
+    output.mkdir(parents=True, exist_ok=True)
+    paths = [output / f"{index + 1:04}.mat" for index in range(NUM_IMAGES)]
+    for index, path in enumerate(paths):
+        if not path.exists():
+            noisy = read_noisy(folder, index)
+            crops = np.empty(NUM_BOXES, dtype=object)
+            for place, (top, bottom, left, right) in enumerate(boxes[index]):
+                crop = noisy[top:bottom, left:right]
+                if crop.shape[:2] != (bottom - top, right - left) or not crop.size:
+                    raise ValueError(f"box {place + 1} of DND image {index + 1} lies outside the image {noisy.shape}")
+                tensor = torch.from_numpy(np.ascontiguousarray(crop.transpose(2, 0, 1)))[None]  # -> (1, 3, H, W)
+                denoised = denoise(tensor)
+                if not denoised.isfinite().all():
+                    raise ValueError(f"the denoiser's output for DND image {index + 1} is not finite")
+                crops[place] = denoised[0].clamp(0, 1).permute(1, 2, 0).numpy().astype(np.float32)
+            part = path.with_suffix(".part")
+            with open(part, "wb") as file:
+                savemat(file, {"Idenoised": crops, "israw": False, "eval_version": _VERSION})
+            part.replace(path)
+        if progress:
+            progress(index + 1, NUM_IMAGES)
+    return paths
+
+
+def _open(path: Path) -> h5py.File:
+    if not path.is_file():
+        raise FileNotFoundError(f"file {path} does not exist")
+    try:
+        return h5py.File(path, "r")
+    except OSError as error:
+        raise ValueError(f"{path} cannot be read as a MATLAB 7.3 (HDF5) file: {error}") from error

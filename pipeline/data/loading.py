@@ -1,0 +1,128 @@
+"""Read all images that a run trains or validates on, from one source or several.
+
+Called when a run is opened and by prior training. Everything is decoded once before work starts, so that unreadable
+files are reported together; with a cache, decoded images lie on disk and are mapped into memory.
+"""
+
+import hashlib
+import os
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+
+import numpy as np
+
+from pipeline.data.datasets import Dataset, open_dataset
+
+_MAX_SHOWN = 20
+
+
+def load_images(
+    sources: Sequence[str],
+    *,
+    photographs: tuple[str, ...] = (),
+    paired: bool = False,
+    minimum_size: int = 1,
+    exclude: Sequence[str] = (),
+    cache: Path | str | None = None,
+    progress: Callable[[str, int, int], None] = lambda label, done, total: None,
+) -> dict[str, np.ndarray]:
+    """Read the images of all sources.
+
+    Args:
+        sources: see `pipeline.data.datasets.open_dataset`.
+        photographs: of scikit-image that the source `photographs` stands for.
+        paired: pairs are wanted; otherwise the clean images.
+        minimum_size: of both sides in pixels.
+        exclude: names to leave out.
+        cache: folder for decoded images; see the module.
+        progress: called with (`read images`, images done, images in all).
+
+    Returns:
+        (H, W, 3) uint8 clean images by name; (H, W, 6) for pairs, the clean image's channels first. With several
+        sources, names are `source:name`.
+
+    Raises:
+        FileNotFoundError: a source does not exist.
+        ValueError: no sources, clean images where pairs are wanted, a name to exclude that is not there, or images that
+            cannot be decoded, are too small or of two sizes in a pair: all of them are named at once.
+    """
+    if not sources:
+        raise ValueError("the list of image sources must hold at least one, got none")
+    datasets = [open_dataset(source, built_in=photographs) for source in sources]
+    for dataset, source in zip(datasets, sources, strict=True):
+        if paired and not dataset.is_paired:
+            raise ValueError(f"`noise.model` pairs needs noisy images beside the clean ones; {source} has none")
+    if len({dataset.name for dataset in datasets}) < len(datasets):
+        raise ValueError(f"image sources need distinct folder names, got {', '.join(sources)}")
+    wanted = {
+        f"{dataset.name}:{name}" if len(datasets) > 1 else name: (dataset, name)
+        for dataset in datasets
+        for name in dataset.names
+    }
+    for name in exclude:
+        if wanted.pop(name, None) is None:
+            raise ValueError(f"`data.exclude` names {name!r}, which is not in {', '.join(sources)}")
+    if not wanted:
+        raise ValueError(f"no image of {', '.join(sources)} is left after `data.exclude`")
+    images: dict[str, np.ndarray] = {}
+    problems: list[str] = []
+    for done, (key, (dataset, name)) in enumerate(wanted.items(), start=1):
+        try:
+            image = _read(dataset, name, paired=paired, cache=None if cache is None else Path(cache))
+        except ValueError as error:
+            problems.append(str(error))
+            continue
+        height, width = image.shape[:2]
+        if min(height, width) < minimum_size:
+            place = next(iter(dataset.files(name)), key)
+            problems.append(f"image {place} is {width}x{height}, smaller than the patch size {minimum_size}")
+        images[key] = image
+        if len(wanted) > _MAX_SHOWN:
+            progress("read images", done, len(wanted))
+    _raise(problems)
+    return images
+
+
+def check_dataset(dataset: Dataset) -> None:
+    """Decode every image once.
+
+    Raises:
+        ValueError: some cannot be used; all of them are named at once.
+    """
+    _raise(list(_problems(dataset)))
+
+
+def _problems(dataset: Dataset) -> Iterator[str]:
+    for name in dataset.names:
+        try:
+            dataset.load(name)
+        except ValueError as error:
+            yield str(error)
+
+
+def _raise(problems: Sequence[str]) -> None:
+    if problems:
+        more = [f"and {len(problems) - _MAX_SHOWN} more"] if len(problems) > _MAX_SHOWN else []
+        raise ValueError("\n".join([*problems[:_MAX_SHOWN], *more]))
+
+
+def _read(dataset: Dataset, name: str, *, paired: bool, cache: Path | None) -> np.ndarray:
+    files = dataset.files(name)
+    if cache is None or not files:
+        return _decode(dataset, name, paired=paired)
+    facts = [(str(path.absolute()), path.stat().st_size, path.stat().st_mtime_ns) for path in files]
+    digest = hashlib.sha256(repr((facts, name, paired)).encode()).hexdigest()[:24]
+    path = cache / f"{digest}.npy"
+    if not path.exists():
+        image = _decode(dataset, name, paired=paired)
+        cache.mkdir(parents=True, exist_ok=True)
+        part = path.with_name(f".{path.name}.{os.getpid()}")
+        with open(part, "wb") as file:
+            np.save(file, image)
+        part.replace(path)
+    return np.load(path, mmap_mode="r")
+
+
+def _decode(dataset: Dataset, name: str, *, paired: bool) -> np.ndarray:
+    sample = dataset.load(name)
+    return sample.clean if sample.noisy is None or not paired else np.concatenate([sample.clean, sample.noisy], axis=2)
