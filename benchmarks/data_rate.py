@@ -12,6 +12,7 @@ import argparse
 import tempfile
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -28,7 +29,7 @@ from pipeline.data.patches import PatchSource
 from pipeline.priors import load_prior
 
 
-def rate(draw: Callable[[], None], batch_size: int, seconds: float) -> float:
+def rate(draw: Callable[[], object], batch_size: int, seconds: float) -> float:
     """Return patches per second of `draw`, after one warm-up."""
     draw()
     count, start = 0, time.perf_counter()
@@ -39,7 +40,7 @@ def rate(draw: Callable[[], None], batch_size: int, seconds: float) -> float:
 
 
 def training_step(network: nn.Module, batch_size: int, size: int) -> Callable[[], None]:
-    network.train()
+    network.train().requires_grad_(True)
     optimizer = torch.optim.Adam(network.parameters())
     noisy = torch.rand(batch_size, 3, size, size).contiguous(memory_format=torch.channels_last)
 
@@ -81,10 +82,8 @@ def main() -> None:
                 for model in ("awgn", "mixed"):
                     source = PatchSource(images, patch_size=size, noise_model=model, sigma_range=(0.0, 0.2))
                     generator = torch.Generator().manual_seed(options.seed)
-                    found[f"{name}, {model}"] = rate(
-                        lambda source=source, generator=generator: source.sample(batch_size, generator) and None,
-                        batch_size, options.seconds,
-                    )  # fmt: skip
+                    draw = partial(source.sample, batch_size, generator)
+                    found[f"{name}, {model}"] = rate(draw, batch_size, options.seconds)
             small = min(batch_size, 8)  # the prior's step at 128x128 takes seconds
             needed = rate(training_step(network, small, size), small, options.seconds)
             results[preset] = {"patch_size": size, "patches_per_second": found, "consumed_per_second": needed}

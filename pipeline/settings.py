@@ -23,8 +23,8 @@ class DataConfig:
 
     training: tuple[str, ...] = (PHOTOGRAPHS,)
     """One source of images or several, which are mixed (docs/data.md): folders of clean images, folders with `clean`
-    and `noisy` in them, FOLDER:NOISY:CLEAN with `{}` for the common part of the names, SIDD; or `photographs`: astronaut,
-    coffee and rocket of scikit-image."""
+    and `noisy` in them, FOLDER:NOISY:CLEAN with `{}` for the common part of the names, SIDD; or `photographs`:
+    astronaut, coffee and rocket of scikit-image."""
     validation: tuple[str, ...] = (PHOTOGRAPHS,)
     """Likewise; `photographs`: chelsea and a crop of motorcycle_left of scikit-image."""
     exclude: tuple[str, ...] = ()
