@@ -44,6 +44,12 @@ def search_network(job: CellJob, config: Config, *, random_levels: Sequence[str]
     Returns:
         The numbers of `train_and_score`, and the mean entropy of every searched level over the parts.
     """
+    genotype, entropies = find_network(job, config, random_levels=random_levels)
+    return retrain(job, config, genotype) | entropies
+
+
+def find_network(job: CellJob, config: Config, *, random_levels: Sequence[str] = ()) -> tuple[Genotype, Values]:
+    """Search the three parts; return what they make and the mean entropy of every searched level over the parts."""
     device = torch.device(config.device)
     prior = load_prior(config.prior.weights, device=device)
     space = space_of(config, prior.num_channels)
@@ -62,7 +68,7 @@ def search_network(job: CellJob, config: Config, *, random_levels: Sequence[str]
         for level in LEVELS
         if level not in random_levels and all(math.isfinite(result.entropies[level]) for result in results)
     }
-    return retrain(job, config, Genotype.of(space, [result.part for result in results])) | entropies
+    return Genotype.of(space, [result.part for result in results]), entropies
 
 
 def retrain(job: CellJob, config: Config, genotype: Genotype) -> Values:

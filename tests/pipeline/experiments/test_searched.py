@@ -145,3 +145,16 @@ def test_a_search_of_the_whole_lowers_the_loss_and_decides(make_job: Callable[..
     assert loss() < 0.8 * before
     assert genotype.space.num_channels == 16
     assert all(not torch.equal(arch[name], p) for name, p in whole.supernets()[2].arch.named_parameters())
+
+
+@pytest.mark.parametrize("variant", ["searched", "clearer", "hinas", "random"])
+def test_nas(make_job: Callable[..., CellJob], variant: str) -> None:
+    experiment = load_experiment("nas")
+    found = []
+    for _ in range(2):
+        job = make_job(variant, *SMALL)
+        found.append(experiment.run(job))
+        assert found[-1].pop("search_seconds") > 0
+        assert experiment.measure(job)["measured_ms"] > 0
+    assert found[0].keys() == TRAINED
+    assert found[0] == found[1]
