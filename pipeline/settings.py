@@ -365,6 +365,10 @@ class ExperimentConfig:
     """In place of `retrain.batch_size`."""
     toy_epochs: int | None = None
     """In place of `retrain.num_epochs` for the toy networks of `resampling`."""
+    data: tuple[str, ...] = ()
+    """Further test sets of `denoisers`, such as folders named CBSD68, Set5 and PolyU100; see docs/data.md."""
+    noise: tuple[str, ...] = ("awgn:15", "awgn:25", "awgn:50", "niid:1", "niid:2", "niid:3")
+    """Noises of the clean ones among them."""
 
     def __post_init__(self) -> None:
         for name in ("search_epochs", "search_batch_size", "train_epochs", "train_batch_size", "toy_epochs"):

@@ -18,6 +18,7 @@ from pipeline.plain import hash_of
 SCHEMA_VERSION = 1
 IDENTITY_FILE = "experiment.json"
 FIGURES_FOLDER = "figures"
+FILES_FOLDER = "files"  # holds a folder per cell
 STAGES = ("run", "measure")
 
 

@@ -22,7 +22,7 @@ from pipeline.checkpoint import load_weights, save_weights
 from pipeline.data.images import to_tensor
 from pipeline.data.noise import add_test_awgn
 from pipeline.data.part_data import PartData
-from pipeline.experiments.cells import cell_name
+from pipeline.experiments.cells import FILES_FOLDER, cell_name
 from pipeline.experiments.drawing import new_figure, save_figure
 from pipeline.experiments.experiment import CellJob, Claim, Column, Experiment, Values, Variant
 from pipeline.experiments.searches import search_inputs
@@ -173,7 +173,7 @@ def _draw_circles(axes: Axes, seeds: Sequence[Values]) -> None:
 def _draw_features(folder: Path, seed: int) -> Path:
     figure, rows = new_figure(NUM_PARTS, 1 + len(OPERATORS), inches=(8.4, 6.4))
     for part_index, row in enumerate(rows):
-        stored = load_weights(folder / "files" / cell_name(f"part-{part_index}", seed) / FEATURES_FILE)
+        stored = load_weights(folder / FILES_FOLDER / cell_name(f"part-{part_index}", seed) / FEATURES_FILE)
         row[0].imshow(stored["noisy"].permute(1, 2, 0).numpy())  # (3, H, W) -> (H, W, 3)
         brightest = max(stored[name].max().item() for name in OPERATORS)
         for axes, name in zip(row[1:], OPERATORS, strict=True):

@@ -14,6 +14,7 @@ EXPERIMENTS: dict[str, str] = {
     "operators": "feature statistics of hin, swin and ib in one place (Fig. 3)",
     "estimators": "memory and quality of three gradients of alpha (Table II, Fig. 9)",
     "nas": "architecture searches: ours, CLEARER, HiNAS, random search (Table III)",
+    "denoisers": "the searched network against hand-made ones (Tables IV, V, Figs. 4 to 7)",
     "levels": "each level of the search space at random (Table VI)",
     "prior": "three parts against the prior, or one search of the whole without it (Table VII)",
     "cost": "parameters, multiply-adds or milliseconds as the regulariser (Table VIII)",

@@ -17,7 +17,7 @@ import torch
 from latency import DeviceInfo, keep_freed_memory
 from pipeline.cluster import load_op_files, read_op_files
 from pipeline.config import Config
-from pipeline.experiments.cells import STAGES, CellRecord, cell_name, record_path, write_record
+from pipeline.experiments.cells import FILES_FOLDER, STAGES, CellRecord, cell_name, record_path, write_record
 from pipeline.experiments.experiment import CellJob, Experiment, Inputs
 from pipeline.experiments.registry import load_experiment
 from pipeline.settings import EXPERIMENT_SIZES
@@ -74,7 +74,7 @@ def run_cells(
             cell: tuple[str, int], stage: str = stage, num_threads: int = num_threads, is_alone: bool = is_alone
         ) -> Any:
             variant, seed = cell
-            files = (folder / "files" / cell_name(variant, seed)).absolute()
+            files = (folder / FILES_FOLDER / cell_name(variant, seed)).absolute()
             num_cpus = min(num_threads, ray.cluster_resources()["CPU"])  # a smaller machine takes longer, not for ever
             num_gpus = 0.0 if config.device == "cpu" else _ALONE_GPUS if is_alone else 1.0
             options = {"num_cpus": num_cpus, "num_gpus": num_gpus, "max_retries": 1}

@@ -1,0 +1,246 @@
+"""Tables IV and V, Figs. 4 to 7: the searched network against hand-made denoisers at equal training.
+
+arXiv 2502.13359, Section IV-B. All networks are trained from scratch with L1, the same seeds, patches and steps, and
+scored on the sets that `experiment.data` names; quality is drawn against measured milliseconds.
+"""
+
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from statistics import fmean
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor, nn
+
+from pipeline.baselines import build_baseline, save_baseline
+from pipeline.checkpoint import save_weights
+from pipeline.config import Config
+from pipeline.data.datasets import Dataset, open_dataset
+from pipeline.data.images import to_image, to_tensor
+from pipeline.data.noise import add_test_awgn
+from pipeline.denoise import denoise_image
+from pipeline.evaluate import score_image
+from pipeline.evaluation.noise import PAIRS, TestNoise, parse_noise
+from pipeline.experiments.cells import FILES_FOLDER, cell_name
+from pipeline.experiments.drawing import new_figure, save_figure
+from pipeline.experiments.experiment import CellJob, Claim, Column, Experiment, Values, Variant, compare
+from pipeline.experiments.networks import COST_COLUMNS, PSNR, time_network, train_and_score
+from pipeline.experiments.searches import GENOTYPE_FILE, find_network
+from pipeline.metrics import psnr_db
+from pipeline.pictures import most_detailed_crop
+from search_space import Genotype, build_network
+
+SEARCHED, NOISY, BLOCK_MATCHING = "searched", "noisy", "bm3d"
+WEIGHTS_FILE, CROP_FILE = "model.safetensors", "crop.png"
+_CROP_SIZE = 96
+
+# Sizes that train on two cores; at the paper's scale the baselines' own are used.
+_SMALL: dict[str, dict[str, object]] = {
+    "dncnn": {"num_channels": 24, "num_layers": 8},
+    "nafnet": {"num_channels": 8, "encoder_blocks": (1, 1, 2), "middle_blocks": 2, "decoder_blocks": (1, 1, 1)},
+    "mirnet": {"num_channels": 8, "num_blocks": 1},
+    "plain-unet": {"num_channels": 16},
+}
+# Columns of the tables: sets by the name of their folder, and noises.
+_COLUMNS = [
+    *((name, f"{kind}:{level}") for name in ("CBSD68", "Set5") for kind, levels in
+      (("awgn", (15, 25, 50)), ("niid", (1, 2, 3))) for level in levels),
+    ("PolyU100", PAIRS),
+]  # fmt: skip
+
+
+def run(job: CellJob) -> Values:
+    """Train, where there is something to train, and score on the validation images and on the sets of the settings."""
+    config = job.config.with_settings({"retrain.distill_share": 0.0})
+    if config.experiment.data:  # several kinds and strengths of noise are asked for
+        config = config.with_settings({"noise.model": "mixed", "noise.sigma_255": [0.0, 55.0]})
+    if job.variant == NOISY:
+        return _scores(job, config, lambda noise: lambda noisy: noisy)
+    if job.variant == BLOCK_MATCHING:
+        return _block_matching(job, config)
+    torch.manual_seed(config.seed)
+    if job.variant == SEARCHED:
+        genotype, _ = find_network(job, config)
+        genotype.save(job.folder / GENOTYPE_FILE)
+        torch.manual_seed(config.seed)
+    network = _build(job)
+    trained = train_and_score(job, config, network)
+    if job.variant == SEARCHED:
+        save_weights(job.folder / WEIGHTS_FILE, network.state_dict())
+    else:
+        save_baseline(network, job.folder / WEIGHTS_FILE)
+    costs = {key: trained[key] for key in ("num_parameters", "macs", "num_steps")}
+    return _scores(job, config, lambda noise: _denoiser(network, config)) | costs
+
+
+def measure(job: CellJob) -> Values:
+    """Time the network of the cell, whose weights do not matter; nothing for the noisy input and BM3D."""
+    if job.variant in (NOISY, BLOCK_MATCHING):
+        return {}
+    return time_network(job.config, _build(job))
+
+
+def front(points: Mapping[str, tuple[float, float]]) -> list[str]:
+    """Return the names of those (ms, PSNR) that no other one beats or equals in both, from fast to slow."""
+    best = [
+        name
+        for name, (ms, psnr) in points.items()
+        if not any(
+            other_ms <= ms and other_psnr >= psnr and (other_ms, other_psnr) != (ms, psnr)
+            for other_ms, other_psnr in points.values()
+        )
+    ]
+    return sorted(best, key=lambda name: points[name])
+
+
+def draw(values: Mapping[int, Mapping[str, Values]], folder: Path) -> list[Path]:
+    """Draw PSNR against measured milliseconds with the front, and the crops of the first seed side by side."""
+    labels = {variant.name: variant.label for variant in EXPERIMENT.variants}
+    points = {
+        name: (fmean(of_seed[name]["measured_ms"] for of_seed in values.values()),
+               fmean(of_seed[name]["psnr_db"] for of_seed in values.values()))
+        for name in labels
+        if all("measured_ms" in of_seed.get(name, {}) for of_seed in values.values())
+    }  # fmt: skip
+    best = front(points)
+    figure, ((axis,),) = new_figure(1, 1, inches=(6.5, 4.5))
+    axis.plot([points[name][0] for name in best], [points[name][1] for name in best], color="tab:orange", zorder=1)
+    for name, (ms, psnr) in points.items():
+        color = "tab:orange" if name in best else "0.6"
+        axis.scatter([ms], [psnr], color=color, zorder=2)
+        text = labels[name] if name in best else f"{labels[name]} (dominated)"
+        axis.annotate(text, (ms, psnr), textcoords="offset points", xytext=(5, -11))
+    axis.set_xscale("log")
+    axis.set_xlabel("measured ms")
+    axis.set_ylabel("PSNR (8 bit), dB")
+    paths = [save_figure(figure, folder, "front")]
+    crops = list(_crops(folder, min(values)))
+    if crops:
+        figure, (axes,) = new_figure(1, len(crops), inches=(1.7 * len(crops), 2.2))
+        for axis, (name, crop, decibels) in zip(axes, crops, strict=True):
+            axis.imshow(crop, interpolation="nearest")
+            axis.set_axis_off()
+            axis.set_title(labels.get(name, name) + ("" if decibels is None else f"\n{decibels:.2f} dB"), fontsize=8)
+        paths.append(save_figure(figure, folder, "crops"))
+    return paths
+
+
+def _build(job: CellJob) -> nn.Module:
+    if job.variant == SEARCHED:
+        return build_network(Genotype.load(job.folder / GENOTYPE_FILE))
+    sizes = {} if job.config.name.startswith("paper") else _SMALL[job.variant]
+    return build_baseline(job.variant.replace("-", "_"), **sizes)
+
+
+def _denoiser(network: nn.Module, config: Config) -> Callable[[Tensor], Tensor]:
+    return lambda noisy: denoise_image(
+        network, noisy, tile_size=config.evaluate.tile_size, device=torch.device(config.device)
+    )
+
+
+def _block_matching(job: CellJob, config: Config) -> Values:
+    """Score BM3D with the true sigma where there is one; no numbers where its package is not installed."""
+    try:
+        from pipeline.evaluation.block_matching import BM3D
+    except ModuleNotFoundError:
+        return {}
+    return _scores(job, config, lambda noise: BM3D(sigma=noise.sigma))
+
+
+def _scores(job: CellJob, config: Config, denoiser: Callable[[TestNoise], Callable[[Tensor], Tensor]]) -> Values:
+    """Return `psnr_db` and `ssim` on the validation images, and `psnr_db SET NOISE` on the sets of the settings."""
+    noise = TestNoise(name="validation", sigma=config.noise.validation_sigma)
+    denoise = denoiser(noise)
+    scores = [
+        score_image(denoise, name=name, clean=clean, noisy=noisy)
+        for name, clean, noisy in _validation(job, config)
+    ]  # fmt: skip
+    _save_crop(job, config, denoise)
+    values = {"psnr_db": fmean(score.psnr_db for score in scores), "ssim": fmean(score.ssim for score in scores)}
+    for dataset, test_noise in _sets(config):
+        denoise = denoiser(test_noise)
+        found = [
+            score_image(denoise, name=sample.name, clean=sample.clean, noisy=sample.noisy).psnr_db
+            for sample in test_noise.samples(dataset)
+        ]
+        values[f"psnr_db {dataset.name} {test_noise.name}"] = fmean(found)
+    return values
+
+
+def _validation(job: CellJob, config: Config) -> Iterator[tuple[str, np.ndarray, np.ndarray]]:
+    for name, image in job.inputs.validation_images.items():
+        clean = np.ascontiguousarray(image[..., :3])
+        is_pair = image.shape[2] == 6
+        yield name, clean, image[..., 3:] if is_pair else add_test_awgn(clean / 255, config.noise.validation_sigma)
+
+
+def _sets(config: Config) -> Iterator[tuple[Dataset, TestNoise]]:
+    for source in config.experiment.data:
+        dataset = open_dataset(source)
+        for name in (PAIRS,) if dataset.is_paired else config.experiment.noise:
+            yield dataset, parse_noise(name)
+
+
+def _save_crop(job: CellJob, config: Config, denoise: Callable[[Tensor], Tensor]) -> None:
+    """Keep the most detailed piece of the first validation image, denoised, above the clean one."""
+    _, clean, noisy = next(_validation(job, config))
+    top, left, height, width = most_detailed_crop(clean, min(_CROP_SIZE, *clean.shape[:2]))
+    window = np.s_[top : top + height, left : left + width]
+    denoised = to_image(denoise(to_tensor(noisy)))
+    Image.fromarray(np.concatenate([denoised[window], clean[window]])).save(job.folder / CROP_FILE)
+
+
+def _crops(folder: Path, seed: int) -> Iterator[tuple[str, np.ndarray, float | None]]:
+    """Yield what was kept of every variant: its name, the crop and its PSNR; the clean one last."""
+    clean = None
+    for variant in EXPERIMENT.variants:
+        path = folder / FILES_FOLDER / cell_name(variant.name, seed) / CROP_FILE
+        if path.exists():
+            with Image.open(path) as image:
+                denoised, clean = np.split(np.asarray(image), 2)
+            yield variant.name, denoised, psnr_db(denoised, clean, data_range=255)
+    if clean is not None:
+        yield "clean", clean, None
+
+
+def _paper(*values: float | None) -> dict[str, float]:
+    """The paper's figures, in the order of `_COLUMNS`."""
+    pairs = zip(_COLUMNS, values, strict=False)
+    return {f"psnr_db {name} {noise}": value for (name, noise), value in pairs if value is not None}
+
+
+EXPERIMENT = Experiment(
+    name="denoisers",
+    title="the searched network against hand-made denoisers (Tables IV, V, Figs. 4 to 7)",
+    description=(
+        "All networks are trained from scratch with L1, with the same seeds, patches and steps; small versions of the "
+        "baselines except in the paper's presets. The first column is the mean of the validation images. "
+        "`experiment.data` names further sets (CBSD68, Set5, PolyU100 have columns; others are in the records alone), "
+        "`experiment.noise` the noises of the clean ones; training is then blind (VDN's maps and sigma 0 to 55, half "
+        "each). BM3D knows sigma where it is constant, and needs its package; without it its row is empty."
+    ),
+    variants=(
+        Variant(name=NOISY, label="noisy input"),
+        Variant(name=BLOCK_MATCHING, label="BM3D", paper=_paper(32.67, 29.83, 26.81)),
+        Variant(name="dncnn", label="DnCNN", paper=_paper(33.87, 31.22, 27.91)),
+        Variant(name="plain-unet", label="plain U-Net"),
+        Variant(name="nafnet", label="NAFNet"),
+        Variant(name="mirnet", label="MIRNet", paper=_paper(34.09, 31.48, 28.25)),
+        Variant(name=SEARCHED, label="searched", paper=_paper(34.49, 31.89, 28.71, 29.36, 28.99, 28.79)),
+    ),
+    columns=(
+        PSNR, *COST_COLUMNS,
+        *(Column(key=f"psnr_db {name} {noise}", title=f"{name} {noise}, dB") for name, noise in _COLUMNS),
+    ),
+    claims=tuple(
+        Claim(text=f"the searched network is better than {label}", margin=compare("psnr_db", SEARCHED, name), unit="dB",
+              is_papers=name in ("dncnn", "mirnet"))
+        for name, label in
+        (("dncnn", "DnCNN"), ("plain-unet", "the plain U-Net"), ("nafnet", "NAFNet"), ("mirnet", "MIRNet"))
+    ),
+    run=run,
+    measure=measure,
+    needs_prices=True,
+    draw=draw,
+)  # fmt: skip

@@ -1,0 +1,80 @@
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from latency import DeviceInfo, LatencyTable, Timing
+from pipeline.data.images import write_image
+from pipeline.evaluate import evaluate_denoiser, mean_score
+from pipeline.experiments import CellJob, load_experiment
+from pipeline.experiments.cells import FILES_FOLDER, cell_name
+from pipeline.experiments.denoisers import CROP_FILE, front
+from pipeline.search import space_of
+from search_space import space_op_specs
+
+SMALL = (
+    "search.num_epochs=2", "search.num_patches=8", "retrain.num_epochs=1", "retrain.steps_per_epoch=2",
+    "search.target_ms=null", "search.cost=macs",
+)  # fmt: skip
+TRAINED = {"psnr_db", "ssim", "num_parameters", "macs", "num_steps"}
+
+
+def prices(job: CellJob) -> LatencyTable:
+    size = job.config.latency.image_size
+    timings = {
+        spec: Timing(median_ms=1e-6 * spec.height * spec.width, iqr_ms=0.0, num_repeats=1)
+        for spec in space_op_specs(space_of(job.config, 16), height=size, width=size)
+    }
+    return LatencyTable(DeviceInfo.current(torch.device("cpu"), num_threads=1), timings)
+
+
+@pytest.mark.parametrize("variant", ["dncnn", "plain-unet", "nafnet", "mirnet", "searched"])
+def test_networks_are_trained_scored_and_timed(make_job: Callable[..., CellJob], variant: str) -> None:
+    experiment = load_experiment("denoisers")
+    job = make_job(variant, *SMALL)
+    job = replace(job, inputs=replace(job.inputs, table=prices(job)))
+    values = experiment.run(job)
+    assert values.keys() == TRAINED
+    assert experiment.measure(job)["measured_ms"] > 0
+    with Image.open(job.folder / CROP_FILE) as crop:
+        assert crop.size == (32, 64)
+
+
+def test_the_noisy_input_and_further_sets(make_job: Callable[..., CellJob], tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    for name in ("mine/a", "pairs/clean/a", "pairs/noisy/a"):
+        path = tmp_path / "sets" / f"{name}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_image(path, rng.integers(60, 190, (32, 32, 3), dtype=np.uint8))
+    sets = f"[{tmp_path}/sets/mine, {tmp_path}/sets/pairs]"
+    job = make_job("noisy", *SMALL, f"experiment.data={sets}", "experiment.noise=[awgn:25]")
+    experiment = load_experiment("denoisers")
+    values = experiment.run(job)
+    assert values.keys() == {"psnr_db", "ssim", "psnr_db mine awgn:25", "psnr_db pairs pairs"}
+    assert values["psnr_db mine awgn:25"] == pytest.approx(20 * np.log10(255 / 25), abs=0.4)
+    scores = evaluate_denoiser(torch.nn.Identity(), job.inputs.validation_images, sigma=25 / 255, device="cpu")
+    assert values["psnr_db"] == pytest.approx(mean_score(scores).psnr_db)
+    assert experiment.measure(job) == {}
+
+
+def test_the_front_holds_what_nothing_beats() -> None:
+    points = {"slow": (9.0, 31.0), "fast": (1.0, 29.0), "poor": (2.0, 28.0), "late": (10.0, 31.0), "mid": (3.0, 30.0)}
+    assert front(points) == ["fast", "mid", "slow"]
+
+
+def test_figures(make_job: Callable[..., CellJob], tmp_path: Path) -> None:
+    experiment = load_experiment("denoisers")
+    folder = tmp_path / "experiment"
+    job = make_job("noisy", *SMALL)
+    cell = folder / FILES_FOLDER / cell_name("noisy", 0)
+    cell.mkdir(parents=True)
+    experiment.run(replace(job, folder=cell))
+    values = {0: {variant.name: {"psnr_db": 30.0 + i, "measured_ms": 1.0 + i} if i > 1 else {"psnr_db": 20.0}
+                  for i, variant in enumerate(experiment.variants)}}  # fmt: skip
+    paths = experiment.draw(values, folder)
+    assert [path.name for path in paths] == ["front.png", "crops.png"]
+    assert all(path.stat().st_size > 5_000 for path in paths)
