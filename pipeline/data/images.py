@@ -11,6 +11,8 @@ import torch
 from PIL import Image, UnidentifiedImageError
 from torch import Tensor
 
+from pipeline.checkpoint import written_beside
+
 IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".webp")
 # Disjoint photographs that scikit-image carries in its wheel; "left" of the stereo pair validates, "right" is not used.
 TRAINING_PHOTOGRAPHS = ("astronaut", "coffee", "rocket")
@@ -58,7 +60,8 @@ def read_image(path: Path | str) -> np.ndarray:
 
 def write_image(path: Path | str, image: np.ndarray) -> None:
     """Write an (H, W, 3) uint8 image; the format follows the file name."""
-    Image.fromarray(image).save(path)
+    with written_beside(path) as beside:
+        Image.fromarray(image).save(beside)
 
 
 def load_folder(folder: Path | str, *, minimum_size: int = 1) -> dict[str, np.ndarray]:
