@@ -1,36 +1,62 @@
-"""Checkpoints of long work, and weights as safetensors; both written beside and then renamed.
+"""Checkpoints of long work, and weights as safetensors; every file is written beside its name and then renamed.
 
-Called by prior training, the part searches and retraining. Reading never runs a pickle of unknown classes.
+Called by prior training, the part searches, retraining and whoever writes a result. Reading never runs a pickle of
+unknown classes.
 """
 
 import os
 import pickle
+import re
 import warnings
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
+from safetensors.torch import save as to_bytes
 from torch import Tensor, nn
+
+_PARTIAL = re.compile(r"\..+\.\d+(\.\w+)?")  # names that `written_beside`, genotypes and latency tables write under
+
+
+@contextmanager
+def written_beside(path: Path | str) -> Iterator[Path]:
+    """Yield a path beside `path` to write to; the block's end renames it to `path`, an error removes it.
+
+    Raises:
+        OSError: the disk is full or the folder cannot be written; the message names `path`.
+    """
+    path = Path(path)
+    beside = path.with_name(f".{path.stem}.{os.getpid()}{path.suffix}")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        yield beside
+        os.replace(beside, path)
+    except OSError as error:
+        beside.unlink(missing_ok=True)  # it would take the space that is missing
+        raise OSError(error.errno, f"{error.strerror}; mend that and the same command goes on", str(path)) from error
+
+
+def remove_partial_files(folder: Path) -> None:
+    """Remove what killed processes left half written in `folder` and below; nobody else may be working there."""
+    for path in folder.rglob(".*"):
+        if _PARTIAL.fullmatch(path.name) and path.is_file():
+            path.unlink(missing_ok=True)
 
 
 def write_atomically(path: Path | str, text: str) -> None:
     """Write `text` so that `path` never holds half of it."""
-    path = Path(path)
-    beside = path.with_name(f".{path.name}.{os.getpid()}")
-    beside.write_text(text, encoding="utf-8")
-    os.replace(beside, path)
+    with written_beside(path) as beside:
+        beside.write_text(text, encoding="utf-8")
 
 
 def save_checkpoint(path: Path | str, state: dict[str, Any]) -> None:
     """Save tensors, numbers, strings and containers of them; `path` never holds a partial file."""
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    beside = path.with_name(f".{path.name}.{os.getpid()}")
-    torch.save(state, beside)
-    os.replace(beside, path)
+    with written_beside(path) as beside, beside.open("wb") as file:  # torch's own writer hides why it failed
+        torch.save(state, file)
 
 
 def load_checkpoint(path: Path | str, *, map_location: str | torch.device = "cpu") -> dict[str, Any]:
@@ -62,8 +88,6 @@ def _cause(error: Exception) -> str:
 
 def save_weights(path: Path | str, weights: dict[str, Tensor], *, metadata: dict[str, str] | None = None) -> None:
     """Save tensors as safetensors; tensors that share memory are stored once, under the first of their names."""
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
     seen: set[int] = set()
     unique = {}
     for name, tensor in weights.items():
@@ -71,9 +95,8 @@ def save_weights(path: Path | str, weights: dict[str, Tensor], *, metadata: dict
             continue
         seen.add(tensor.data_ptr())
         unique[name] = tensor.detach().cpu().contiguous()
-    beside = path.with_name(f".{path.name}.{os.getpid()}")
-    save_file(unique, beside, metadata=metadata)
-    os.replace(beside, path)
+    with written_beside(path) as beside:
+        beside.write_bytes(to_bytes(unique, metadata=metadata))
 
 
 def load_weights(path: Path | str) -> dict[str, Tensor]:

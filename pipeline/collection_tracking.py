@@ -12,6 +12,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
+from pipeline.checkpoint import write_atomically
 from pipeline.config import Config
 from pipeline.priors import NUM_PARTS
 from pipeline.records import Record
@@ -46,7 +47,7 @@ class CollectionTracking:
             uri, f"{config.tracking.experiment}-collections", f"collection {folder.name}", kind=KIND_COLLECTION,
             tags={"preset": config.name}, run_id=remembered.read_text().strip() if remembered.exists() else None,
         )  # fmt: skip
-        remembered.write_text(self.parent.run_id + "\n")
+        write_atomically(remembered, self.parent.run_id + "\n")
         settings = config.to_dict()
         self.parent.log_params({name: settings[name] for name in ("seed", "device", "space", "search", "collect")})
         self.parent.share_view(self.parent.run_id, self._view())

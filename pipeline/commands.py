@@ -304,7 +304,7 @@ def _config(options: argparse.Namespace) -> Config:
 
 
 def _params(config: Config) -> dict[str, Any]:
-    settings = config.to_dict()
+    settings = config.lasting_settings()
     for key in ("ray", "tracking", "prior_train", "output", "name"):
         del settings[key]
     return settings | {"config_hash": config.config_hash}

@@ -11,6 +11,7 @@ from typing import Any
 
 import yaml
 
+from pipeline.checkpoint import write_atomically
 from pipeline.plain import from_plain, hash_of, set_dotted, to_plain
 from pipeline.settings import (
     DEVICES,
@@ -62,10 +63,17 @@ class Config:
         """Return plain YAML types."""
         return to_plain(self)
 
+    def lasting_settings(self) -> dict[str, Any]:
+        """Return `to_dict` without when to give up: work that ended for that goes on with more patience."""
+        settings = self.to_dict()
+        for key in ("search", "retrain"):
+            del settings[key]["max_bad_steps"]
+        return settings
+
     @property
     def config_hash(self) -> str:
         """Twelve hexadecimal digits over everything that can change a result; paths of outputs are left out."""
-        settings = self.to_dict()
+        settings = self.lasting_settings()
         for key in ("name", "output", "tracking", "ray", "prior_train", "collect", "experiment"):
             del settings[key]
         return hash_of(settings)
@@ -88,7 +96,7 @@ class Config:
 
     def save(self, path: Path) -> None:
         """Write the resolved settings as YAML."""
-        path.write_text(yaml.safe_dump(self.to_dict(), sort_keys=False), encoding="utf-8")
+        write_atomically(path, yaml.safe_dump(self.to_dict(), sort_keys=False))
 
 
 def list_presets() -> list[str]:

@@ -1,13 +1,14 @@
-"""L_dp and L_train, and SSIM as a loss.
+"""L_dp and L_train, SSIM as a loss, and whether a step may be taken.
 
 Called by the part searches (Eq. 11) and by retraining (Eq. 14) of arXiv 2502.13359, and by the peers' searches.
 """
 
-from collections.abc import Sequence
+import math
+from collections.abc import Iterable, Sequence
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 from pipeline.metrics import SSIM_SIGMA, SSIM_WINDOW_SIZE
 
@@ -56,3 +57,9 @@ def structural_similarity(image: Tensor, reference: Tensor) -> Tensor:
     c1, c2 = 0.01**2, 0.03**2
     luminance = (2 * mu * mu_reference + c1) / (mu**2 + mu_reference**2 + c1)
     return (luminance * (2 * covariance + c2) / (variance + variance_reference + c2)).mean()
+
+
+def is_good_step(loss: float, parameters: Iterable[nn.Parameter]) -> bool:
+    """Return whether a loss and the gradients that it left are finite, so that an optimiser may use them."""
+    gradients = [p.grad for p in parameters if p.grad is not None]
+    return math.isfinite(loss) and bool(nn.utils.get_total_norm(gradients).isfinite())

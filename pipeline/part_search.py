@@ -5,6 +5,7 @@ III-D.
 """
 
 import math
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,7 +16,7 @@ from torch import Tensor
 from pipeline.candidates import find_candidate
 from pipeline.checkpoint import load_checkpoint, save_checkpoint
 from pipeline.data.part_data import PartData, Split
-from pipeline.losses import feature_distance
+from pipeline.losses import feature_distance, is_good_step
 from pipeline.settings import SearchConfig
 from pipeline.shared_supernet import load_supernet
 from search_space import (
@@ -45,12 +46,14 @@ class PartSearchResult:
         weights: state of the derived `PartNetwork` with the weights that the supernet had.
         probabilities: softmax of alpha, beta, gamma, delta at the end, one row per cell of the grid.
         entropies: mean entropy of every level as a share of its maximum; 1 is undecided.
+        num_bad_steps: steps that were skipped because their loss or a gradient was not finite.
     """
 
     part: PartGenotype
     weights: dict[str, Tensor]
     probabilities: dict[str, list[list[float]]]
     entropies: dict[str, float]
+    num_bad_steps: int = 0
 
 
 def search_part(
@@ -84,11 +87,11 @@ def search_part(
         initial_weights: of a trained supernet of the same part, with the same operators or more; random by default.
         checkpoint_path: written after every epoch; a search that finds one of the same `checkpoint_key` goes on there.
         checkpoint_key: identifies the settings, for example a configuration hash.
-        log: called with (epoch, metrics) after every epoch.
+        log: called with (epoch, metrics) after every epoch; when a search goes on, first with those before.
 
     Raises:
         ValueError: the checkpoint was made with other settings.
-        FloatingPointError: the loss is not finite.
+        FloatingPointError: more than `max_bad_steps` steps had no finite loss, or an epoch none with one.
     """
     supernet, generator = new_supernet(part_index, space, seed)
     if initial_weights is not None:
@@ -99,19 +102,35 @@ def search_part(
     if target_cost is not None:
         restrict_to_budget(supernet.arch, costs.to(device), target_cost)
     search = _PartSearch(supernet, data, costs.to(device), config, target_cost, generator)
-    first_epoch = 0
+    history: list[tuple[int, dict[str, float]]] = []
     if checkpoint_path is not None and checkpoint_path.exists():
         state = load_checkpoint(checkpoint_path, map_location=device)
         if state["key"] != checkpoint_key:
             raise ValueError(f"checkpoint {checkpoint_path} belongs to run {state['key']}, this is {checkpoint_key}")
         search.load_state(state)
-        first_epoch = state["epoch"]
-    for epoch in range(first_epoch, config.num_epochs):
-        metrics = search.run_epoch(epoch)
+        history = state["history"]
+    if log is not None:
+        for entry in history:  # whoever was told may have died with it
+            log(*entry)
+    before = history[-1][1]["seconds"] if history else 0.0
+    start = time.perf_counter()
+    for epoch in range(len(history), config.num_epochs):
+        try:
+            metrics = search.run_epoch(epoch)
+        except FloatingPointError as error:
+            kept = "none was kept" if checkpoint_path is None or epoch == 0 else f"{checkpoint_path}, epoch {epoch}"
+            raise FloatingPointError(
+                f"part {part_index}, epoch {epoch + 1}: {error}; lower `search.weight_learning_rate`; "
+                f"last good checkpoint: {kept}"
+            ) from None
+        history.append((epoch + 1, metrics | {"seconds": before + time.perf_counter() - start}))
         if checkpoint_path is not None:
-            save_checkpoint(checkpoint_path, search.state() | {"epoch": epoch + 1, "key": checkpoint_key})
+            save_checkpoint(
+                checkpoint_path,
+                search.state() | {"epoch": epoch + 1, "key": checkpoint_key, "history": history},
+            )
         if log is not None:
-            log(epoch + 1, metrics)
+            log(*history[-1])
     return search.result()
 
 
@@ -171,19 +190,26 @@ class _PartSearch:
         self.weight_parameters = supernet.weight_parameters()
         self.arch_optimizer = torch.optim.Adam(self.arch_parameters, lr=config.arch_learning_rate)
         self.weight_optimizer = torch.optim.Adam(self.weight_parameters, lr=config.weight_learning_rate)
+        self.num_bad_steps = 0
 
     def run_epoch(self, epoch: int) -> dict[str, float]:
-        """Pass once over as many patches as D_w holds; weights only during the warm-up."""
+        """Pass once over as many patches as D_w holds; weights only during the warm-up.
+
+        Raises:
+            FloatingPointError: too many steps were bad, or all of one kind.
+        """
         config = self.config
-        num_steps, is_warmup = config.steps_per_epoch, epoch < config.num_warmup_epochs
-        sums = {"weight_loss": 0.0, "arch_loss": 0.0}
-        for _ in range(num_steps):
-            if not is_warmup:
-                sums["arch_loss"] += self.architecture_step()
-            sums["weight_loss"] += self.weight_step()
-        metrics = {"l_dp_weights": sums["weight_loss"] / num_steps}
-        if not is_warmup:
-            metrics["l_dp_architecture"] = sums["arch_loss"] / num_steps
+        losses: dict[str, list[float]] = {"l_dp_weights": []}
+        if epoch >= config.num_warmup_epochs:
+            losses["l_dp_architecture"] = []
+        for _ in range(config.steps_per_epoch):
+            if "l_dp_architecture" in losses:
+                losses["l_dp_architecture"] += self._counted(self.architecture_step())
+            losses["l_dp_weights"] += self._counted(self.weight_step())
+        if not all(losses.values()):
+            raise FloatingPointError("no step had a finite loss")
+        metrics = {name: sum(values) / len(values) for name, values in losses.items()}
+        metrics["num_bad_steps"] = self.num_bad_steps
         with torch.no_grad():
             expected = self.costs.expected(self.supernet.arch)
         metrics["expected_cost"] = expected.total.item()
@@ -204,6 +230,7 @@ class _PartSearch:
                 for name, values in arch.probabilities().items()
             },
             entropies=arch.entropies(),
+            num_bad_steps=self.num_bad_steps,
         )
 
     def _best_candidate(self) -> PartNetwork:
@@ -229,14 +256,30 @@ class _PartSearch:
         device = next(self.supernet.parameters()).device
         return network.to(device, memory_format=torch.channels_last).eval()  # type: ignore[call-overload]
 
-    def architecture_step(self) -> float:
-        """Descend L_search = L_dp + lambda L_comp on D_archi (Algorithm 1, line 5; Eq. 13); return L_dp."""
+    def _counted(self, loss: float | None) -> list[float]:
+        """Return the loss of a step, or nothing after counting a bad one."""
+        if loss is not None:
+            return [loss]
+        self.num_bad_steps += 1
+        if self.num_bad_steps > self.config.max_bad_steps:
+            raise FloatingPointError(
+                f"{self.num_bad_steps} steps had a loss or gradient that is not finite, `search.max_bad_steps` is "
+                f"{self.config.max_bad_steps}"
+            )
+        return []
+
+    def architecture_step(self) -> float | None:
+        """Descend L_search = L_dp + lambda L_comp on D_archi (Algorithm 1, line 5; Eq. 13).
+
+        Returns:
+            L_dp, or None where it or a gradient was not finite and nothing was changed.
+        """
         config = self.config
         total = 0.0
         self.arch_optimizer.zero_grad()
         for _ in range(config.arch_samples):
             loss = self._l_dp("architecture", with_gradient=True) / config.arch_samples
-            total += _finite(loss)
+            total += loss.item()
             for parameter, gradient in zip(
                 self.arch_parameters, torch.autograd.grad(loss, self.arch_parameters), strict=True
             ):
@@ -247,16 +290,24 @@ class _PartSearch:
             if self.target_cost is not None:
                 l_comp = (expected.total / self.target_cost - 1).clamp_min(0)
             (config.complexity_weight * l_comp).backward()
+        if not is_good_step(total, self.arch_parameters):
+            return None
         self.arch_optimizer.step()
         return total
 
-    def weight_step(self) -> float:
-        """Descend L_dp on D_w (Algorithm 1, line 6); operators that were not sampled have no gradient and stay."""
+    def weight_step(self) -> float | None:
+        """Descend L_dp on D_w (Algorithm 1, line 6); operators that were not sampled have no gradient and stay.
+
+        Returns:
+            L_dp, or None where it or a gradient was not finite and nothing was changed.
+        """
         loss = self._l_dp("weights", with_gradient=False)
         self.weight_optimizer.zero_grad(set_to_none=True)
         loss.backward()
+        if not is_good_step(loss.item(), self.weight_parameters):
+            return None
         self.weight_optimizer.step()
-        return _finite(loss)
+        return loss.item()
 
     def _l_dp(self, split: Split, *, with_gradient: bool) -> Tensor:
         return sampled_l_dp(
@@ -269,6 +320,7 @@ class _PartSearch:
             "arch_optimizer": self.arch_optimizer.state_dict(),
             "weight_optimizer": self.weight_optimizer.state_dict(),
             "generator": self.generator.get_state(),
+            "num_bad_steps": self.num_bad_steps,
         }
 
     def load_state(self, state: dict) -> None:
@@ -276,10 +328,4 @@ class _PartSearch:
         self.arch_optimizer.load_state_dict(state["arch_optimizer"])
         self.weight_optimizer.load_state_dict(state["weight_optimizer"])
         self.generator.set_state(state["generator"].cpu())
-
-
-def _finite(loss: Tensor) -> float:
-    value = loss.item()
-    if not math.isfinite(value):
-        raise FloatingPointError(f"the loss became {value}; lower `search.weight_learning_rate`")
-    return value
+        self.num_bad_steps = state["num_bad_steps"]

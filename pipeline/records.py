@@ -15,7 +15,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from pipeline.checkpoint import write_atomically
+from pipeline.checkpoint import write_atomically, written_beside
 from search_space import DIRECTIONS, LEVELS, NUM_PARTS, WIDTHS, Genotype, SearchSpace, cell_op_specs, op_macs
 
 RECORD_SCHEMA_VERSION = 1
@@ -179,9 +179,8 @@ def write_dataset(folder: Path, records: Iterable[Record]) -> None:
     ):
         schema = schema.with_metadata({"schema_version": str(RECORD_SCHEMA_VERSION)})
         table = pa.Table.from_pylist([{column: row.get(column) for column in schema.names} for row in rows], schema)
-        beside = folder / f".{name}"
-        pq.write_table(table, beside, compression="zstd")
-        beside.replace(folder / name)
+        with written_beside(folder / name) as beside:
+            pq.write_table(table, beside, compression="zstd")
 
 
 def read_dataset(folder: Path) -> tuple[pa.Table, pa.Table]:

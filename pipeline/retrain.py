@@ -175,7 +175,7 @@ def _forward_logs(queue: Queue, log: EpochLog | None, stop: threading.Event) -> 
 
 def _run_name(config: Config, genotype: Genotype) -> str:
     """Name a training after everything it depends on: a finished one of the same name is not repeated by Ray Train."""
-    settings = config.to_dict()
+    settings = config.lasting_settings()
     keys = ("seed", "device", "data", "noise", "prior", "search", "retrain")
     text = json.dumps({key: settings[key] for key in keys}, sort_keys=True)
     return f"retrain-{genotype.genotype_id}-{hashlib.sha256(text.encode()).hexdigest()[:8]}"

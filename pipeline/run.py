@@ -17,7 +17,13 @@ import numpy as np
 import torch
 
 from latency import DeviceInfo, LatencyTable, TimingRule, build_table, measure_network_ms, predict_latency_ms
-from pipeline.checkpoint import load_checkpoint, save_checkpoint, save_weights
+from pipeline.checkpoint import (
+    load_checkpoint,
+    remove_partial_files,
+    save_checkpoint,
+    save_weights,
+    written_beside,
+)
 from pipeline.cluster import load_op_files, read_op_files
 from pipeline.config import Config
 from pipeline.data.images import TRAINING_PHOTOGRAPHS, VALIDATION_PHOTOGRAPHS
@@ -236,7 +242,8 @@ class Run:
         ]  # fmt: skip
         is_real = config.noise.model == "pairs"
         sigma = "real noise" if is_real else f"sigma {config.noise.validation_sigma_255:g}"
-        comparison_figure(rows, self.path("comparison.png"), title=f"{network.genotype.genotype_id}, {sigma}")
+        with written_beside(self.path("comparison.png")) as beside:
+            comparison_figure(rows, beside, title=f"{network.genotype.genotype_id}, {sigma}")
         mean, prior_mean = mean_score(own), mean_score(prior)
         size, priced_size = config.evaluate.image_size, config.latency.image_size
         specs = [s for part in genotype_op_specs(network.genotype, height=priced_size, width=priced_size) for s in part]
@@ -331,7 +338,9 @@ def open_run(config: Config, *, progress: Progress = _no_progress, log: MetricLo
 
 @contextmanager
 def locked(folder: Path) -> Iterator[None]:
-    """Keep a second process from working in `folder` at the same time.
+    """Keep a second process from working in `folder` at the same time, and tidy what killed ones left half written.
+
+    The kernel holds the lock for this process: it is gone with it, however it ends.
 
     Raises:
         ValueError: another process does.
@@ -343,6 +352,7 @@ def locked(folder: Path) -> Iterator[None]:
             raise ValueError(
                 f"another process is working in {folder}; wait for it or choose another `output`"
             ) from None
+        remove_partial_files(folder)
         yield
 
 
@@ -397,4 +407,5 @@ def _draw(genotype: Genotype, results: dict[str, Any], path: Path) -> None:
         f"{results['macs_image_size']} x {results['macs_image_size']}, {results['measured_latency_ms']:.1f} ms at "
         f"{results['latency_image_size']} x {results['latency_image_size']}"
     )
-    draw_genotype(genotype, path, caption=caption)
+    with written_beside(path) as beside:
+        draw_genotype(genotype, beside, caption=caption)

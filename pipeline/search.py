@@ -325,6 +325,6 @@ def part_data(config: Config, inputs: SearchInputs, part_index: int) -> PartData
 
 def search_key(config: Config) -> str:
     """Return what a search checkpoint must agree on: every setting that the search depends on."""
-    settings = config.to_dict()
+    settings = config.lasting_settings()
     keys = ("seed", "device", "data", "noise", "space", "prior", "search")
     return json.dumps({key: settings[key] for key in keys} | {"size": config.latency.image_size}, sort_keys=True)

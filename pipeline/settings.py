@@ -159,6 +159,8 @@ class SearchConfig:
     prior_features: str = "cached"
     """`cached`: computed once for a fixed patch set and shared. `live`: the prior runs in every step."""
     threads_per_part: int = 1
+    max_bad_steps: int = 20
+    """Steps of a part that may be skipped because their loss is not finite, before its search ends."""
 
     def __post_init__(self) -> None:
         for name in ("num_patches", "patch_size", "batch_size", "num_epochs", "arch_samples", "threads_per_part"):
@@ -176,6 +178,7 @@ class SearchConfig:
         check(0 <= self.threshold < 1, "search.threshold", "in [0, 1)", self.threshold)
         check(self.prior_features in ("cached", "live"), "search.prior_features", "cached or live",
                self.prior_features)  # fmt: skip
+        check(self.max_bad_steps >= 0, "search.max_bad_steps", "at least 0", self.max_bad_steps)
         check(self.derive_samples >= 0, "search.derive_samples", "at least 0", self.derive_samples)
         if self.target_ms is not None:
             check(self.target_ms > 0, "search.target_ms", "positive", self.target_ms)
@@ -209,6 +212,8 @@ class RetrainConfig:
     num_workers: int = 1
     """Ray Train workers; the batch is divided among them."""
     threads_per_worker: int = 2
+    max_bad_steps: int = 20
+    """Steps that may be skipped because their loss is not finite, before the training ends."""
 
     def __post_init__(self) -> None:
         check(self.start in ("scratch", "inherited"), "retrain.start", "scratch or inherited", self.start)
@@ -218,6 +223,7 @@ class RetrainConfig:
         check(0 < self.learning_rate <= 1, "retrain.learning_rate", "above 0 and at most 1", self.learning_rate)
         check(0 <= self.final_learning_rate <= self.learning_rate, "retrain.final_learning_rate",
                "between 0 and retrain.learning_rate", self.final_learning_rate)  # fmt: skip
+        check(self.max_bad_steps >= 0, "retrain.max_bad_steps", "at least 0", self.max_bad_steps)
         check(0 <= self.distill_share <= 1, "retrain.distill_share", "in [0, 1]", self.distill_share)
         check(self.batch_size % self.num_workers == 0, "retrain.batch_size", "a multiple of retrain.num_workers",
                self.batch_size)  # fmt: skip
@@ -257,6 +263,11 @@ class RayConfig:
     gpus_per_part: float = 0.0
     object_store_mb: int = 600
     """Object store of a local cluster."""
+    max_failures: int = 3
+    """How often the process of a part search, or the workers of a retraining, are started again after they died."""
+
+    def __post_init__(self) -> None:
+        check(self.max_failures >= 0, "ray.max_failures", "at least 0", self.max_failures)
 
 
 @dataclass(frozen=True, kw_only=True)

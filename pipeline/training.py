@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from pipeline.checkpoint import load_checkpoint, save_checkpoint
 from pipeline.data.patches import PatchSource
-from pipeline.losses import training_loss
+from pipeline.losses import is_good_step, training_loss
 from pipeline.priors import Prior
 from pipeline.settings import RetrainConfig
 
@@ -61,7 +61,7 @@ class Trainer:
         self.optimizer = self._new_optimizer()
         self.is_distilling = self.prior is not None
         self.num_steps = 0
-        self.num_skipped = 0
+        self.num_bad_steps = 0
         self._started = time.perf_counter()
 
     @property
@@ -78,19 +78,19 @@ class Trainer:
             Means over the epoch: `loss`, `seconds_per_step`; and `learning_rate` at its end.
 
         Raises:
-            FloatingPointError: no step of the epoch had a finite loss.
+            FloatingPointError: no step of the epoch had a finite loss, or more than `max_bad_steps` of all had none.
             RuntimeError: the training is finished already.
         """
         start, total, steps = time.perf_counter(), 0.0, 0
-        skipped_before = self.num_skipped
+        bad_before = self.num_bad_steps
         for _ in range(self.config.steps_per_epoch):
             if self.progress >= 1:
                 break
             loss = self._step()
-            if math.isfinite(loss):
+            if loss is not None:
                 total += loss
                 steps += 1
-        if steps == 0 and self.num_skipped == skipped_before:
+        if steps == 0 and self.num_bad_steps == bad_before:
             raise RuntimeError("the training is finished: there is no time and no step left")
         if steps == 0:
             raise FloatingPointError("no step of the epoch had a finite loss; lower `retrain.learning_rate`")
@@ -98,9 +98,11 @@ class Trainer:
             "loss": total / steps,
             "seconds_per_step": (time.perf_counter() - start) / steps,
             "learning_rate": self.optimizer.param_groups[0]["lr"],
+            "num_bad_steps": self.num_bad_steps,
         }
 
-    def _step(self) -> float:
+    def _step(self) -> float | None:
+        """Return the loss, or None where it or a gradient was not finite and nothing was changed."""
         config, progress = self.config, self.progress
         noisy, clean = (
             t.to(self.device, memory_format=torch.channels_last)
@@ -123,12 +125,16 @@ class Trainer:
             loss = training_loss(noisy + self.module(noisy)[-1], clean)
         self.optimizer.zero_grad(set_to_none=True)
         loss.backward()
-        value = loss.item()
-        if math.isfinite(value):
+        if is_good_step(loss.item(), self.network.parameters()):
             self.optimizer.step()
-        else:
-            self.num_skipped += 1
-        return value
+            return loss.item()
+        self.num_bad_steps += 1
+        if self.num_bad_steps > config.max_bad_steps:
+            raise FloatingPointError(
+                f"{self.num_bad_steps} steps had a loss or gradient that is not finite, `retrain.max_bad_steps` is "
+                f"{config.max_bad_steps}; lower `retrain.learning_rate`"
+            )
+        return None
 
     def _new_optimizer(self) -> torch.optim.Adam:
         return torch.optim.Adam(self.network.parameters(), lr=self.config.learning_rate)
@@ -141,6 +147,7 @@ class Trainer:
             "generator": self.generator.get_state(),
             "num_steps": self.num_steps,
             "is_distilling": self.is_distilling,
+            "num_bad_steps": self.num_bad_steps,
         }
 
     def load_state(self, state: dict[str, Any]) -> None:
@@ -150,6 +157,7 @@ class Trainer:
         self.generator.set_state(state["generator"].cpu())
         self.num_steps = state["num_steps"]
         self.is_distilling = state["is_distilling"]
+        self.num_bad_steps = state["num_bad_steps"]
 
 
 def train_to_the_end(

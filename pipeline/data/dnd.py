@@ -12,6 +12,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from pipeline.checkpoint import written_beside
+
 NUM_IMAGES, NUM_BOXES = 50, 20
 _VERSION = "1.0"
 
@@ -87,7 +89,6 @@ def write_submission(
     from scipy.io import savemat
 
     boxes, output = read_boxes(folder), Path(output)
-    output.mkdir(parents=True, exist_ok=True)
     paths = [output / f"{index + 1:04}.mat" for index in range(NUM_IMAGES)]
     for index, path in enumerate(paths):
         if not path.exists():
@@ -102,10 +103,8 @@ def write_submission(
                 if not denoised.isfinite().all():
                     raise ValueError(f"the denoiser's output for DND image {index + 1} is not finite")
                 crops[place] = denoised[0].clamp(0, 1).permute(1, 2, 0).numpy().astype(np.float32)
-            part = path.with_suffix(".part")
-            with open(part, "wb") as file:
-                savemat(file, {"Idenoised": crops, "israw": False, "eval_version": _VERSION})
-            part.replace(path)
+            with written_beside(path) as beside:
+                savemat(beside, {"Idenoised": crops, "israw": False, "eval_version": _VERSION})
         if progress:
             progress(index + 1, NUM_IMAGES)
     return paths

@@ -11,6 +11,8 @@ import torch
 from PIL import Image, UnidentifiedImageError
 from torch import Tensor
 
+from pipeline.checkpoint import written_beside
+
 IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".webp")
 # Disjoint photographs that scikit-image carries in its wheel; "left" of the stereo pair validates, "right" is not used.
 TRAINING_PHOTOGRAPHS = ("astronaut", "coffee", "rocket")
@@ -84,7 +86,8 @@ def _from_16_bit(array: np.ndarray, path: Path) -> np.ndarray:
 
 def write_image(path: Path | str, image: np.ndarray) -> None:
     """Write an (H, W, 3) uint8 image; the format follows the file name."""
-    Image.fromarray(image).save(path)
+    with written_beside(path) as beside:
+        Image.fromarray(image).save(beside)
 
 
 def photographs(names: tuple[str, ...]) -> dict[str, np.ndarray]:

@@ -5,12 +5,12 @@ files are reported together; with a cache, decoded images lie on disk and are ma
 """
 
 import hashlib
-import os
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
 
+from pipeline.checkpoint import written_beside
 from pipeline.data.datasets import Dataset, open_dataset
 
 _MAX_SHOWN = 20
@@ -115,11 +115,8 @@ def _read(dataset: Dataset, name: str, *, paired: bool, cache: Path | None) -> n
     path = cache / f"{digest}.npy"
     if not path.exists():
         image = _decode(dataset, name, paired=paired)
-        cache.mkdir(parents=True, exist_ok=True)
-        part = path.with_name(f".{path.name}.{os.getpid()}")
-        with open(part, "wb") as file:
+        with written_beside(path) as beside, beside.open("wb") as file:
             np.save(file, image)
-        part.replace(path)
     return np.load(path, mmap_mode="r")
 
 

@@ -7,6 +7,7 @@ import logging
 from collections.abc import Sequence
 from pathlib import Path
 
+from pipeline.checkpoint import write_atomically
 from pipeline.config import Config
 from pipeline.experiments.cells import CellRecord
 from pipeline.experiments.experiment import Experiment
@@ -38,7 +39,7 @@ class ExperimentTracking:
             tags={"preset": config.name, "experiment": experiment.name},
             run_id=remembered.read_text().strip() if remembered.exists() else None,
         )  # fmt: skip
-        remembered.write_text(self.parent.run_id + "\n")
+        write_atomically(remembered, self.parent.run_id + "\n")
         settings = config.to_dict()
         names = ("seed", "device", "data", "noise", "space", "prior", "search", "retrain", "experiment")
         self.parent.log_params({name: settings[name] for name in names})

@@ -7,7 +7,14 @@ import pytest
 import torch
 
 from pipeline import checkpoint
-from pipeline.checkpoint import load_checkpoint, load_weights, save_checkpoint, save_weights, write_atomically
+from pipeline.checkpoint import (
+    load_checkpoint,
+    load_weights,
+    remove_partial_files,
+    save_checkpoint,
+    save_weights,
+    write_atomically,
+)
 
 
 @pytest.fixture
@@ -51,6 +58,37 @@ def test_a_file_that_is_being_replaced_is_whole_at_any_time(
     assert path.read_bytes() == before
     write(2.0)
     assert path.read_bytes() != before
+
+
+@pytest.mark.skipif(not Path("/dev/full").is_char_device(), reason="a full disk is /dev/full")
+@pytest.mark.parametrize("writer", ["checkpoint", "weights", "text"])
+def test_a_full_disk_is_one_error_that_names_the_file_and_leaves_nothing(tmp_path: Path, writer: str) -> None:
+    """What is written beside the file goes to a device without space."""
+    path = tmp_path / "part0.pt"
+    path.write_text("before")
+    (tmp_path / f".part0.{os.getpid()}.pt").symlink_to("/dev/full")
+    with pytest.raises(OSError, match=r"No space left on device; mend that and the same command goes on: .*part0\.pt"):
+        if writer == "checkpoint":
+            save_checkpoint(path, {"w": torch.zeros(100_000)})
+        elif writer == "weights":
+            save_weights(path, {"w": torch.zeros(100_000)})
+        else:
+            write_atomically(path, "x" * 100_000)
+    assert list(tmp_path.iterdir()) == [path] and path.read_text() == "before"
+
+
+def test_a_folder_that_nobody_can_write_in_is_named() -> None:
+    with pytest.raises(OSError, match=r"the same command goes on: '/proc/self/folder/part0\.pt'"):
+        save_checkpoint("/proc/self/folder/part0.pt", {"epoch": 1})
+
+
+def test_half_written_files_of_killed_processes_are_removed(tmp_path: Path) -> None:
+    kept = [".lock", ".hidden.png", "part0.pt", "run.2.json"]
+    for name in [*kept, ".part0.77.pt", ".genotype.json.77", ".latency.parquet.77.tmp", ".mlflow_run_id.77"]:
+        (tmp_path / "below").mkdir(exist_ok=True)
+        (tmp_path / "below" / name).write_text("")
+    remove_partial_files(tmp_path)
+    assert sorted(path.name for path in (tmp_path / "below").iterdir()) == sorted(kept)
 
 
 @pytest.mark.parametrize("share", [0.0, 0.3, 0.95])

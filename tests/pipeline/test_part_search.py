@@ -10,8 +10,9 @@ import torch
 from torch import Tensor
 
 from ops import OpSpec
+from pipeline.checkpoint import load_checkpoint
 from pipeline.config import load_config
-from pipeline.data.part_data import CachedFeatures, PatchSet
+from pipeline.data.part_data import CachedFeatures, PartData, PatchSet, Split
 from pipeline.part_search import Log, PartSearchResult, search_part
 from pipeline.settings import SearchConfig
 from search_space import ESTIMATORS, ArchParameters, Choices, CostModel, PartNetwork, SearchSpace, op_num_parameters
@@ -122,10 +123,13 @@ def test_a_killed_search_goes_on_as_if_undisturbed(
     path = tmp_path / "part1.pt"
     with pytest.raises(KilledError):
         run(config, checkpoint_path=path, checkpoint_key="a", log=kill_after(epochs))
+    kept = load_checkpoint(path)["history"]
+    assert len(kept) == epochs
     rows = Rows()
     torch.rand(3)  # the global generator's state must not matter
     resumed = run(config, checkpoint_path=path, checkpoint_key="a", log=rows)
-    assert [epoch for epoch, _ in rows] == list(range(epochs + 1, 7))
+    assert [epoch for epoch, _ in rows] == list(range(1, 7))
+    assert rows[:epochs] == kept  # with their seconds: told again, not made again
     assert same(resumed, run(config))
 
 
@@ -220,9 +224,47 @@ def test_a_loss_that_is_not_a_number_ends_the_search(
     target: np.ndarray = patch_set.signals[2]
     target[first : first + patch_set.num_weights] = np.nan
     rows = Rows()
-    with pytest.raises(FloatingPointError, match="the loss became nan; lower `search.weight_learning_rate`"):
+    message = rf"part 1, epoch {epoch}: no step had a finite loss; lower .*; last good checkpoint: none was kept"
+    with pytest.raises(FloatingPointError, match=message):
         run(config, log=rows)
     assert len(rows) == epoch - 1
+
+
+class SometimesNotANumber(PartData):
+    """Hands on the data of another, with a target of NaN in some of its draws."""
+
+    def __init__(self, data: PartData, bad_draws: set[int]) -> None:
+        self.data, self.bad_draws, self.num_draws = data, bad_draws, 0
+
+    def sample(self, split: Split, batch_size: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+        x, target = self.data.sample(split, batch_size, generator)
+        self.num_draws += 1
+        return x, target * torch.nan if self.num_draws in self.bad_draws else target
+
+
+def test_bad_steps_are_skipped_counted_and_carried_over_a_restart(
+    run: Searcher, config: SearchConfig, patch_set: PatchSet, tmp_path: Path
+) -> None:
+    """Bad are a draw of either warm-up epoch (of three each), then the last of the fourth epoch (six in each)."""
+
+    def search(max_bad_steps: int, bad_draws: set[int], log: Rows) -> PartSearchResult:
+        data = SometimesNotANumber(CachedFeatures(patch_set, 2, CPU), bad_draws)
+        return search_part(
+            2, run.space, data, run.costs(part_index=2), replace(config, max_bad_steps=max_bad_steps), seed=0,
+            device=CPU, checkpoint_path=tmp_path / "part2.pt", log=log,
+        )  # fmt: skip
+
+    rows = Rows()
+    message = r"part 2, epoch 4: 3 steps .*`search.max_bad_steps` is 2; .*; last good checkpoint: .*part2.pt, epoch 3"
+    with pytest.raises(FloatingPointError, match=message):
+        search(2, {3, 4, 18}, rows)
+    assert [metrics["num_bad_steps"] for _, metrics in rows] == [1, 2, 2]
+    again = Rows()
+    result = search(2, set(), again)  # the loss is finite this time
+    assert again[:3] == rows
+    assert [epoch for epoch, _ in again] == list(range(1, config.num_epochs + 1))
+    assert result.num_bad_steps == again[-1][1]["num_bad_steps"] == 2
+    assert all(tensor.isfinite().all() for tensor in result.weights.values())
 
 
 def test_live_features_serve_a_search(run: Searcher, config: SearchConfig, quick_prior: Any, source: Any) -> None:
