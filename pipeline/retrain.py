@@ -80,7 +80,7 @@ def retrain(
         run_config=ray.train.RunConfig(
             name=_run_name(config, genotype),
             storage_path=str(folder.absolute()),
-            failure_config=ray.train.FailureConfig(max_failures=1),
+            failure_config=ray.train.FailureConfig(max_failures=config.ray.max_failures),
             checkpoint_config=ray.train.CheckpointConfig(num_to_keep=2),
         ),
     )

@@ -264,7 +264,7 @@ class RayConfig:
     object_store_mb: int = 600
     """Object store of a local cluster."""
     max_failures: int = 3
-    """How often the process of a part search, or the workers of a retraining, are started again after they died."""
+    """How often the workers of a retraining are started again after they died."""
 
     def __post_init__(self) -> None:
         check(self.max_failures >= 0, "ray.max_failures", "at least 0", self.max_failures)
