@@ -275,7 +275,7 @@ def shared_supernets(run: Run, inputs: "ray.ObjectRef[SearchInputs]") -> list[di
 
 def supernet_key(config: Config) -> str:
     """Return what shared supernets depend on, as a hash."""
-    settings = config.to_dict()
+    settings = config.lasting_settings()
     search = {name: settings["search"][name] for name in ("num_patches", "patch_size", "prior_features")}
     shared = {name: value for name, value in settings["collect"].items() if name.startswith("shared_")}
     keys = ("seed", "device", "data", "noise", "space", "prior")

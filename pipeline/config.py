@@ -64,8 +64,12 @@ class Config:
         return to_plain(self)
 
     def lasting_settings(self) -> dict[str, Any]:
-        """Return `to_dict` without when to give up: work that ended for that goes on with more patience."""
+        """Return `to_dict` without what changes no result: when to give up, and where decoded images lie.
+
+        Work that ended for one of them goes on with more patience or more memory.
+        """
         settings = self.to_dict()
+        del settings["data"]["cache"]
         for key in ("search", "retrain"):
             del settings[key]["max_bad_steps"]
         return settings

@@ -6,6 +6,7 @@ was when the same command is given again.
 
 import fcntl
 import json
+import math
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -47,6 +48,7 @@ from search_space import (
 
 Progress = Callable[[str, int, int], None]
 MetricLog = Callable[[dict[str, float], int], None]
+_MAX_PICTURES = 16  # in a comparison: the 1280 blocks of SIDD would make a picture of 450 MB
 
 
 def _no_progress(label: str, done: int, total: int) -> None:
@@ -215,7 +217,7 @@ class Run:
         return network
 
     def evaluate(self, network: DenoisingNetwork, table: LatencyTable | None) -> dict[str, Any]:
-        """Score network and prior on the validation images; draw the comparison.
+        """Score network and prior on the validation images; draw a comparison of some.
 
         Returns:
             `psnr_db` and `ssim` of noisy input, prior and network, `num_parameters`, `macs`, latencies in ms, and the
@@ -232,13 +234,14 @@ class Run:
             )  # fmt: skip
 
         own, prior = scores_of(network), scores_of(self.prior.to(device))
+        step = math.ceil(len(own) / _MAX_PICTURES)
         rows = [
             ComparisonRow(
                 name=score.name, noisy=_image(score.noisy), denoised=_image(score.denoised),
                 clean=np.ascontiguousarray(self.validation_images[score.name][..., :3]),
                 prior=_image(reference.denoised),
             )
-            for score, reference in zip(own, prior, strict=True)
+            for score, reference in zip(own[::step], prior[::step], strict=True)
         ]  # fmt: skip
         is_real = config.noise.model == "pairs"
         sigma = "real noise" if is_real else f"sigma {config.noise.validation_sigma_255:g}"

@@ -12,6 +12,7 @@ from PIL import Image, UnidentifiedImageError
 from torch import Tensor
 
 from pipeline.checkpoint import written_beside
+from pipeline.data.png16 import decode_png16
 
 IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".webp")
 # Disjoint photographs that scikit-image carries in its wheel; "left" of the stereo pair validates, "right" is not used.
@@ -40,45 +41,60 @@ def list_images(folder: Path | str) -> list[Path]:
 def read_image(path: Path | str) -> np.ndarray:
     """Read an image file as (H, W, 3) uint8 RGB.
 
-    Grey images are repeated over the three channels. 16-bit images are rounded to 8 bits, but for RGB in PNG, where
-    Pillow cuts the lower 8 bits off.
+    Grey images are repeated over the three channels, 16-bit images rounded to 8 bits.
 
     Raises:
         FileNotFoundError: no such file.
-        ValueError: the file is not an image that can be decoded, or has an alpha channel.
+        ValueError: the file is not an image that can be decoded, is transparent, or neither RGB nor grey.
     """
     path = Path(path)
     if not path.is_file():
         raise FileNotFoundError(f"image {path} does not exist")
     try:
         with Image.open(path) as image:
-            mode = image.mode
-            if mode == "P":
-                mode = "RGB"
-            if image.format == "TIFF" and max(image.tag_v2.get(_BITS_PER_SAMPLE, (8,))) > 8:  # type: ignore[attr-defined]
-                return _read_tiff(path)
-            if mode.startswith("I;16"):
-                return _from_16_bit(np.asarray(image), path)
-            if mode not in ("RGB", "L", "1"):
+            if "transparency" in image.info:
+                raise ValueError(f"image {path} must be RGB or grey, got Pillow mode {image.mode!r} with transparency")
+            if _is_deep(path, image):
+                return _from_16_bit(_decode_16_bit(path, image), path)
+            if image.mode not in ("RGB", "L", "1", "P"):
                 raise ValueError(f"image {path} must be RGB or grey, got Pillow mode {image.mode!r}")
             return np.asarray(image.convert("RGB"))
     except (UnidentifiedImageError, OSError, SyntaxError, Image.DecompressionBombError) as error:
         raise ValueError(f"image {path} cannot be decoded: {error}") from error
 
 
-def _read_tiff(path: Path) -> np.ndarray:
-    """Read what Pillow cuts to 8 bits: 16-bit RGB."""
+def _is_deep(path: Path, image: Image.Image) -> bool:
+    """Tell whether a file has more than 8 bits per channel, of which Pillow would keep the upper 8 of RGB."""
+    if image.format == "PNG":
+        with open(path, "rb") as file:
+            return file.read(25)[24] == 16  # in the header chunk, which comes first
+    if image.format == "TIFF":
+        return max(image.tag_v2.get(_BITS_PER_SAMPLE, (8,))) > 8  # type: ignore[attr-defined]
+    return image.mode.startswith("I;16")
+
+
+def _decode_16_bit(path: Path, image: Image.Image) -> np.ndarray:
     import tifffile  # here: few images need it
 
     try:
-        return _from_16_bit(tifffile.imread(path), path)
-    except (tifffile.TiffFileError, OSError, KeyError, IndexError) as error:
+        if image.format == "PNG":
+            return decode_png16(path.read_bytes())
+        if image.format != "TIFF":
+            return np.asarray(image)
+        with tifffile.TiffFile(path) as file:
+            series, kind = file.series[0], tifffile.PHOTOMETRIC(file.pages.first.photometric)
+            if kind not in (tifffile.PHOTOMETRIC.MINISBLACK, tifffile.PHOTOMETRIC.RGB):
+                raise ValueError(f"black must be 0, got a TIFF of kind {kind.name}")
+            array = series.asarray()
+            return array.transpose(1, 2, 0) if series.axes == "SYX" else array  # SYX: a plane per channel
+    # ValueError: also a compression that tifffile has no decoder for
+    except (tifffile.TiffFileError, ValueError, OSError, KeyError, IndexError) as error:
         raise ValueError(f"image {path} cannot be decoded: {error}") from error
 
 
 def _from_16_bit(array: np.ndarray, path: Path) -> np.ndarray:
-    if array.ndim == 2:
-        array = np.repeat(array[..., None], 3, axis=2)
+    if array.ndim == 2 or (array.ndim == 3 and array.shape[2] == 1):
+        array = np.repeat(array.reshape(*array.shape[:2], 1), 3, axis=2)
     if array.dtype != np.uint16 or array.ndim != 3 or array.shape[2] != 3:
         raise ValueError(f"image {path} must be RGB or grey, got {array.dtype} of shape {array.shape}")
     return np.round(array / 257).astype(np.uint8)  # 65535 / 255

@@ -12,6 +12,7 @@ import numpy as np
 
 from pipeline.checkpoint import written_beside
 from pipeline.data.datasets import Dataset, open_dataset
+from pipeline.data.mapped import map_array
 
 _MAX_SHOWN = 20
 
@@ -117,7 +118,7 @@ def _read(dataset: Dataset, name: str, *, paired: bool, cache: Path | None) -> n
         image = _decode(dataset, name, paired=paired)
         with written_beside(path) as beside, beside.open("wb") as file:
             np.save(file, image)
-    return np.load(path, mmap_mode="r")
+    return map_array(path)
 
 
 def _decode(dataset: Dataset, name: str, *, paired: bool) -> np.ndarray:

@@ -58,10 +58,10 @@ def split_images(
     patch_size: int,
     scenes: Sequence[str] | None = None,
 ) -> tuple[list[np.ndarray], list[np.ndarray]]:
-    """Divide images into D_w and D_archi, which share no pixel.
+    """Divide images into D_w and D_archi, which share no pixel and no scene of several images.
 
-    Few images (less than ten) are each cut in two along their longer side, many are dealt out whole, evenly spread over
-    the list; images of one scene go the same way.
+    Few images (less than ten) of as many scenes are each cut in two along their longer side; otherwise they are dealt
+    out whole, evenly spread over the list, and images of one scene go the same way.
 
     Args:
         images: (H, W, C) each.
@@ -75,9 +75,9 @@ def split_images(
     Raises:
         ValueError: a cut image would be smaller than a patch, or all images are of one scene.
     """
-    if len(images) >= 10:
-        scenes = [str(index) for index in range(len(images))] if scenes is None else scenes
-        distinct = list(dict.fromkeys(scenes))
+    scenes = [str(index) for index in range(len(images))] if scenes is None else scenes
+    distinct = list(dict.fromkeys(scenes))
+    if len(images) >= 10 or len(distinct) < len(images):
         positions = np.floor(np.arange(1, len(distinct) + 1) * architecture_share)
         chosen_scenes = {scene for scene, step in zip(distinct, np.diff(positions, prepend=0), strict=True) if step > 0}
         if not 0 < len(chosen_scenes) < len(distinct):

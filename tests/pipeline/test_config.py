@@ -145,3 +145,7 @@ def test_the_hash_changes_with_what_changes_results_only() -> None:
         "retrain.start=scratch",
     ):
         assert load_config("tiny", [setting]).config_hash != reference, setting
+
+
+def test_a_cache_changes_no_result() -> None:
+    assert load_config("tiny").config_hash == load_config("tiny", ["data.cache=here"]).config_hash

@@ -97,3 +97,42 @@ def test_deep_images_with_an_alpha_channel_are_refused(tmp_path: Path) -> None:
     tifffile.imwrite(tmp_path / "four.tif", np.zeros((16, 16, 4), np.uint16), photometric="rgb")
     with pytest.raises(ValueError, match=r"image .*four.tif must be RGB or grey, got uint16 of shape \(16, 16, 4\)"):
         read_image(tmp_path / "four.tif")
+
+
+@pytest.fixture
+def deep(images: list[np.ndarray]) -> np.ndarray:
+    """A uint16 image that uses all 16 bits."""
+    return images[0].astype(np.uint16) * 257 + np.arange(64, dtype=np.uint16)[:, np.newaxis] % 7
+
+
+@pytest.mark.parametrize("options", [{"compression": "zlib"}, {"planarconfig": "separate"}], ids=str)
+def test_deep_tiff_files_of_other_layouts_are_read(tmp_path: Path, deep: np.ndarray, options: dict[str, str]) -> None:
+    array = deep.transpose(2, 0, 1) if "planarconfig" in options else deep
+    tifffile.imwrite(tmp_path / "deep.tif", array, photometric="rgb", **options)
+    assert np.array_equal(read_image(tmp_path / "deep.tif"), np.round(deep / 257))
+
+
+def test_deep_tiff_files_that_would_be_read_wrongly_are_refused(tmp_path: Path, deep: np.ndarray) -> None:
+    path = tmp_path / "odd.tif"
+    tifffile.imwrite(path, deep[..., 0], photometric="miniswhite")
+    with pytest.raises(ValueError, match=r"image .*odd\.tif cannot be decoded: black must be 0, got .* MINISWHITE"):
+        read_image(path)
+    tifffile.imwrite(path, np.stack([deep, deep]), photometric="rgb")
+    with pytest.raises(ValueError, match=r"image .*odd\.tif must be RGB or grey, got uint16 of shape \(2, 48, 64, 3\)"):
+        read_image(path)
+
+
+def test_transparent_palettes_are_refused(tmp_path: Path) -> None:
+    image = Image.fromarray(np.zeros((8, 8, 3), np.uint8)).quantize(4)
+    image.save(tmp_path / "palette.png", transparency=0)
+    with pytest.raises(ValueError, match="palette.png must be RGB or grey, got Pillow mode 'P' with transparency"):
+        read_image(tmp_path / "palette.png")
+
+
+@pytest.mark.parametrize("suffix", [".png", ".tif"])
+def test_deep_files_that_are_cut_off_are_named(tmp_path: Path, deep: np.ndarray, suffix: str) -> None:
+    path = tmp_path / f"cut{suffix}"
+    Image.fromarray(deep[..., 0]).save(path)
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+    with pytest.raises(ValueError, match=f"image {path} cannot be decoded"):
+        read_image(path)

@@ -122,3 +122,12 @@ def test_live_batches_mean_what_cached_ones_do(
     torch.testing.assert_close(x, signals[part_index], rtol=0, atol=1e-6)
     torch.testing.assert_close(target, signals[part_index + 1], rtol=0, atol=1e-6)
     assert not target.requires_grad
+
+
+def test_few_images_of_fewer_scenes_are_dealt_whole() -> None:
+    """Cut in two, each half of the data would hold a piece of every scene."""
+    images = [np.full((8, 8, 3), i, np.uint8) for i in range(8)]
+    halves = split_images(images, 0.5, patch_size=4, scenes=[f"{i // 2}" for i in range(8)])
+    assert [[image[0, 0, 0] for image in half] for half in halves] == [[0, 1, 4, 5], [2, 3, 6, 7]]
+    with pytest.raises(ValueError, match="2 training images of 1 scenes cannot be divided"):
+        split_images(images[:2], 0.5, patch_size=4, scenes=["0", "0"])

@@ -8,6 +8,7 @@ from PIL import Image
 from pipeline.data.datasets import open_dataset
 from pipeline.data.images import write_image
 from pipeline.data.loading import check_dataset, load_images
+from pipeline.data.mapped import MappedArray
 from pipeline.data.part_data import split_images
 from pipeline.data.patches import PatchSource
 from pipeline.data.scenes import scenes_of
@@ -85,7 +86,7 @@ def test_clean_images_are_no_pairs(sources: list[str]) -> None:
 def test_cached_images_are_mapped_and_give_the_same_patches(tmp_path: Path, sources: list[str]) -> None:
     cache = tmp_path / "cache"
     plain, mapped = load_images(sources), load_images(sources, cache=cache)
-    assert all(isinstance(image, np.memmap) for image in mapped.values())
+    assert all(isinstance(image, MappedArray) for image in mapped.values())
     assert len(list(cache.iterdir())) == 4
     batches = [
         PatchSource(list(images.values()), patch_size=16, sigma_range=(0.1, 0.1)).sample(
