@@ -2,7 +2,7 @@
 
 Called by `report`. Both networks of a pair have the same seed, so the same patches, noise and steps; what is left
 between them is the variant and chance. The 95 % interval of the mean difference is Student's, with n - 1 degrees of
-freedom.
+freedom, unless the claim brings its own.
 """
 
 import math
@@ -19,8 +19,9 @@ CONFIDENCE = 0.95
 RULE = (
     "A claim is seen where the 95 % interval of the mean paired difference over seeds (Student's t) lies wholly above "
     "its threshold, 0 where none is given; not seen where it lies wholly below; not decided otherwise, and with one "
-    "seed. The finding is seen if all its claims are, not seen if one is not, and not decided otherwise; controls that "
-    "the paper lacks do not count."
+    "seed. A claim about the order of many architectures has a bootstrap interval over these instead. The finding is "
+    "seen if all its claims are, not seen if one is not, and not decided otherwise; controls that the paper lacks do "
+    "not count."
 )
 Verdict = Literal["seen", "not seen", "not decided"]
 
@@ -54,7 +55,7 @@ def judge(claim: Claim, values: Mapping[int, Mapping[str, Values]]) -> Finding:
         values: by seed, then by variant.
     """
     differences = tuple(claim.margin(of_seed) for _, of_seed in sorted(values.items()))
-    low, high = t_interval(differences)
+    low, high = t_interval(differences) if claim.interval is None else claim.interval(values)
     verdict: Verdict = "not decided"
     if low > claim.threshold:
         verdict = "seen"

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 
 from latency import LatencyTable
 from pipeline.config import Config
@@ -96,6 +97,8 @@ class Claim:
         paper: the number that the paper's own figures give, or None.
         digits: after the decimal point.
         is_papers: False for a control of ours, which the verdict on the paper's finding leaves out.
+        interval: from the values of every variant by seed to the 95 % interval of the number, for numbers that one seed
+            has an interval of; None takes Student's over seeds.
     """
 
     text: str
@@ -105,6 +108,22 @@ class Claim:
     paper: float | None = None
     digits: int = 2
     is_papers: bool = True
+    interval: Callable[[Mapping[int, Mapping[str, Values]]], tuple[float, float]] | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Summary:
+    """A second table, of what all cells say together.
+
+    Attributes:
+        name: of its CSV file.
+        frame: its numbers.
+        markdown: the same for people, with a sentence on how it is read.
+    """
+
+    name: str
+    frame: pd.DataFrame
+    markdown: str
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -124,6 +143,7 @@ class Experiment:
             one thread each.
         measure: numbers that depend on the clock, made for one cell at a time after all cells have run.
         needs_prices: the cells read `Inputs.table`.
+        summarise: makes a second table from the values of every variant by seed, where rows per variant do not tell.
         draw: writes figures into `figures` of the experiment's folder and returns their paths; called with the values
             of every variant by seed, and the folder.
     """
@@ -138,6 +158,7 @@ class Experiment:
     run_alone: bool = False
     measure: Callable[[CellJob], Values] | None = None
     needs_prices: bool = False
+    summarise: Callable[[Mapping[int, Mapping[str, Values]]], Summary] | None = None
     draw: Callable[[Mapping[int, Mapping[str, Values]], Path], list[Path]] | None = None
 
 

@@ -19,6 +19,7 @@ from pipeline.experiments.experiment import CellJob, Claim, Column, Experiment, 
 from pipeline.experiments.networks import COST_COLUMNS, PSNR, time_network, train_and_score
 from pipeline.experiments.searches import (
     GENOTYPE_FILE,
+    PART_FILES,
     find_network,
     measure_searched,
     regardless_of_cost,
@@ -48,6 +49,8 @@ def run(job: CellJob) -> Values:
     config = regardless_of_cost(job.config).with_settings({"retrain.distill_share": 0.0})
     start = time.perf_counter()
     if job.variant == SEARCHED:
+        for path in job.folder.glob(PART_FILES):  # of a cell that was interrupted: what it had searched was not timed
+            path.unlink()
         genotype, _ = find_network(job, config)
         seconds = time.perf_counter() - start
         return retrain(job, config, genotype) | {"search_seconds": seconds}

@@ -25,7 +25,7 @@ from pipeline.experiments.cells import (
     wall_seconds,
 )
 from pipeline.experiments.claims import RULE, Finding, judge, overall
-from pipeline.experiments.experiment import Experiment
+from pipeline.experiments.experiment import Experiment, Summary
 from pipeline.experiments.registry import EXPERIMENTS, load_experiment
 from pipeline.experiments.table import long_table, markdown_findings, markdown_table
 
@@ -56,7 +56,7 @@ class Results:
 
 
 def write_results(folder: Path) -> Results:
-    """Write `table.md`, `table.csv`, `results.json` and the figures of an experiment's folder.
+    """Write `table.md`, `table.csv`, `results.json`, the figures and what `summarise` makes to an experiment's folder.
 
     Raises:
         FileNotFoundError: the folder holds no experiment.
@@ -75,7 +75,9 @@ def write_results(folder: Path) -> Results:
     if experiment.draw is not None:
         figures = experiment.draw(values, folder)
     facts = _facts(config, list(values), records)
-    section = _section(experiment, table, findings, [path.relative_to(folder) for path in figures], facts)
+    summary = None if experiment.summarise is None else experiment.summarise(values)
+    pictures = [path.relative_to(folder) for path in figures]
+    section = _section(experiment, table, summary, findings, pictures, facts)
     write_atomically(folder / MARKDOWN_FILE, section)
     write_atomically(folder / CSV_FILE, table.to_csv(index=False))
     stored = facts | {
@@ -85,8 +87,12 @@ def write_results(folder: Path) -> Results:
         "values": {str(seed): of_seed for seed, of_seed in values.items()},
         "paper": {variant.name: dict(variant.paper) for variant in experiment.variants},
     }
-    write_atomically(folder / JSON_FILE, json.dumps(stored, indent=2, allow_nan=False) + "\n")
     files = [folder / name for name in (MARKDOWN_FILE, CSV_FILE, JSON_FILE)]
+    if summary is not None:
+        stored["summary"] = summary.frame.to_dict("records")
+        files.append(folder / f"{summary.name}.csv")
+        write_atomically(files[-1], summary.frame.to_csv(index=False))
+    write_atomically(folder / JSON_FILE, json.dumps(stored, indent=2, allow_nan=False) + "\n")
     return Results(
         experiment=experiment, seeds=tuple(values), table=table, findings=tuple(findings), figures=tuple(figures),
         markdown=section, files=(*files, *figures),
@@ -146,7 +152,12 @@ def _facts(config: Config, seeds: list[int], records: Sequence[CellRecord]) -> d
 
 
 def _section(
-    experiment: Experiment, table: pd.DataFrame, findings: list[Finding], figures: list[Path], facts: dict[str, Any]
+    experiment: Experiment,
+    table: pd.DataFrame,
+    summary: Summary | None,
+    findings: list[Finding],
+    figures: list[Path],
+    facts: dict[str, Any],
 ) -> str:
     pictures = [f"![{experiment.title}: {path.stem}]({path.as_posix()})\n" for path in figures]
     made = (
@@ -159,6 +170,7 @@ def _section(
             experiment.description + "\n",
             markdown_table(experiment, table),
             _legend(experiment, facts) + "\n",
+            *([] if summary is None else [summary.markdown]),
             markdown_findings(findings),
             *pictures,
             made + "\n",

@@ -20,6 +20,7 @@ from pipeline.search import SearchInputs, cost_models, part_data, prepare_inputs
 from search_space import LEVELS, Genotype, build_network
 
 GENOTYPE_FILE = "genotype.json"
+PART_FILES = "part[0-9].pt"  # checkpoints of the part searches
 ENTROPY = Column(key="entropy_alpha", title="entropy of alpha")
 
 

@@ -5,11 +5,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from scipy.stats import kendalltau
 
 from latency import DeviceInfo, LatencyTable, Timing
-from pipeline.experiments import CellJob, load_experiment, proxies
-from pipeline.experiments.proxies import PROXIES, intervals, rank_correlation
+from pipeline.experiments import CellJob, load_experiment, proxies, random_architectures
+from pipeline.experiments.claims import judge
+from pipeline.experiments.proxies import PROXIES, TARGETS, advantage, agreement, reliability, summarise
+from pipeline.experiments.random_architectures import shared_architectures
+from pipeline.experiments.searches import search_inputs
+from pipeline.priors import load_prior
 from pipeline.search import space_of
 from search_space import space_op_specs
 
@@ -22,7 +25,7 @@ SMALL = (
 @pytest.fixture
 def job(make_job: Callable[..., CellJob], monkeypatch: pytest.MonkeyPatch) -> CellJob:
     """The cell of architecture 1, with invented prices: a pixel and a channel cost as much everywhere."""
-    monkeypatch.setattr(proxies, "_NUM_DRAWS", 40)
+    monkeypatch.setattr(random_architectures, "_NUM_DRAWS", 40)
     job = make_job("01", *SMALL)
     size = job.config.latency.image_size
     timings = {
@@ -35,7 +38,8 @@ def job(make_job: Callable[..., CellJob], monkeypatch: pytest.MonkeyPatch) -> Ce
 
 def test_a_cell_has_every_proxy_and_target_and_repeats_itself(job: CellJob) -> None:
     values = proxies.run(job)
-    assert values.keys() >= {*PROXIES, *proxies.TARGETS, "again_psnr_db"}
+    assert values.keys() >= {*PROXIES, *(key for _, keys in TARGETS.values() for key in keys)}
+    assert values["num_steps"] == 2
     assert all(np.isfinite(value) for value in values.values())
     assert values["distance"] == pytest.approx(sum(values[f"distance_part{i}"] for i in range(3)))
     assert values["again_psnr_db"] != values["psnr_db"]
@@ -44,40 +48,74 @@ def test_a_cell_has_every_proxy_and_target_and_repeats_itself(job: CellJob) -> N
     assert proxies.run(again) == values
 
 
-def made_up(tau_sign: int, num: int = 30) -> dict[str, dict[str, float]]:
-    """Architectures whose distances order them exactly as, or against, their PSNR."""
-    return {
-        f"{i:02}": {"distance": 1.0 - 0.01 * tau_sign * i, "psnr_db": 30 + 0.1 * i, "macs": float((i * 7) % num)}
-        for i in range(num)
-    }
+def test_trainings_have_a_length_of_their_own(job: CellJob) -> None:
+    longer = replace(job, config=job.config.with_settings({"experiment.proxy_epochs": 3}))
+    assert proxies.run(longer)["num_steps"] == 6
+
+
+def test_architectures_cost_about_the_same(job: CellJob, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(random_architectures, "_NUM_DRAWS", 400)
+    config, size = job.config, job.config.latency.image_size
+    space, prior = space_of(config, 16), load_prior(config.prior.weights)
+    inputs = search_inputs(job, config, prior)
+
+    def drawn(name: str, target_ms: float | None) -> list[float]:
+        cell = replace(job, folder=job.folder.parent / name / "01")
+        cell.folder.mkdir(parents=True)
+        settings = config.with_settings({"search.target_ms": target_ms})
+        genotypes, _ = shared_architectures(cell, settings, space, inputs, num=20)
+        assert len({genotype.genotype_id for genotype in genotypes}) == 20
+        return [random_architectures.predicted_ms(job, genotype, size) for genotype in genotypes]
+
+    median = drawn("median", None)
+    assert max(median) < 1.1 * min(median)
+    impossible = drawn("impossible", 1e-9)  # the fastest of all would span from nothing but skips to several operators
+    assert max(impossible) < min(median)
+    assert drawn("impossible-2", 1e-8) == impossible
+
+
+def made_up(sign: int, num: int = 30, *, chance: float = 0.0) -> dict[int, dict[str, dict[str, float]]]:
+    """One seed, whose distances order the architectures exactly as, or against, what training makes of them."""
+    rng = np.random.default_rng(0)
+    cells = {}
+    for i in range(num):
+        psnr = {key: 30 + 0.1 * i + chance * rng.normal() for key in ("psnr_db", "again_psnr_db", "inherited_psnr_db")}
+        others = {key: float(rng.normal()) for key in PROXIES if key != "distance"}
+        cells[f"{i:02}"] = others | psnr | {"distance": 1.0 - 0.01 * sign * i, "num_steps": 2.0}
+    return {0: cells}
 
 
 def test_tau_is_signed_so_that_one_is_the_best() -> None:
-    assert rank_correlation(made_up(1), "distance", "psnr_db") == pytest.approx(1)  # small distances, good networks
-    assert rank_correlation(made_up(-1), "distance", "psnr_db") == pytest.approx(-1)
-    assert abs(rank_correlation(made_up(1), "macs", "psnr_db")) < 0.3
+    for target in TARGETS:
+        assert agreement(made_up(1), "distance", target).value == pytest.approx(1)  # small distances, good networks
+        assert agreement(made_up(-1), "distance", target).value == pytest.approx(-1)
+    better = advantage(made_up(1), "distance", "macs", "scratch")
+    assert better.value == pytest.approx(1 - agreement(made_up(1), "macs", "scratch").value)
 
 
-def test_kendalls_tau_is_scipys() -> None:
-    rng = np.random.default_rng(0)
-    x, y = rng.integers(0, 6, (2, 5, 12)).astype(float)  # with ties
-    expected = [kendalltau(one, other).statistic for one, other in zip(x, y, strict=True)]
-    assert proxies.kendall_tau(x, y) == pytest.approx(expected)
-    assert proxies.kendall_tau(np.ones((1, 4)), np.arange(4.0)[None]) == [0]
+def test_reliability_falls_with_chance() -> None:
+    exact, noisy = (reliability(made_up(1, chance=chance))[0].value for chance in (0.0, 1.0))
+    assert exact == pytest.approx(1)
+    assert 0.2 < noisy < 0.8
 
 
-def test_intervals_hold_the_mean_and_are_narrow_where_orders_agree() -> None:
-    mean, low, high = intervals({0: made_up(1), 1: made_up(1)}, "distance", "psnr_db")
-    assert (mean, low, high) == pytest.approx((1, 1, 1))
-    mean, low, high = intervals({0: made_up(1)}, "macs", "psnr_db")
-    assert low < mean < high
-    assert high - low > 0.2
+def test_one_seed_decides_what_its_architectures_decide() -> None:
+    first, *_ = load_experiment("proxies").claims
+    assert judge(first, made_up(1)).verdict == "seen"
+    assert judge(first, made_up(-1)).verdict == "not seen"
+    assert judge(first, made_up(1, num=4, chance=3.0)).verdict == "not decided"
+
+
+def test_the_summary_has_a_number_for_every_proxy_and_target() -> None:
+    summary = summarise(made_up(1, chance=0.5))
+    rows = summary.frame.set_index(["proxy", "target"])
+    assert set(rows.index) >= {(proxy, target) for proxy in PROXIES for target in TARGETS}
+    assert (rows["low"] <= rows["value"]).all() and (rows["value"] <= rows["high"]).all()
+    assert all(f"| {label} | " in summary.markdown for label, _ in PROXIES.values())
+    assert "PSNR after 2 steps spreads by " in summary.markdown
 
 
 def test_the_figure_is_drawn(tmp_path: Path) -> None:
-    rng = np.random.default_rng(0)
-    keys = [*PROXIES, *proxies.TARGETS, "again_psnr_db"]
-    values = {0: {f"{i:02}": {key: float(rng.normal()) for key in keys} for i in range(10)}}
-    (path,) = load_experiment("proxies").draw(values, tmp_path)
+    (path,) = load_experiment("proxies").draw(made_up(1, num=10, chance=0.5), tmp_path)
     assert path == tmp_path / "figures" / "rank_correlations.png"
     assert path.stat().st_size > 10_000

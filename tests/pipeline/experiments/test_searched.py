@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from latency import DeviceInfo, LatencyTable, Timing
+from pipeline import part_search
 from pipeline.data.part_data import split_images
 from pipeline.experiments import CellJob, load_experiment
 from pipeline.experiments.estimators import is_searched, step_memory
@@ -158,3 +159,22 @@ def test_nas(make_job: Callable[..., CellJob], variant: str) -> None:
         assert experiment.measure(job)["measured_ms"] > 0
     assert found[0].keys() == TRAINED
     assert found[0] == found[1]
+
+
+def test_a_search_is_timed_whole_where_its_cell_was_interrupted(
+    make_job: Callable[..., CellJob], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    job = make_job("searched", *SMALL)
+    found = load_experiment("nas").run(job)
+    (job.folder / "training.pt").unlink()
+    epochs = []
+    run_epoch = part_search._PartSearch.run_epoch
+
+    def counted(self: part_search._PartSearch, epoch: int) -> dict[str, float]:
+        epochs.append(epoch)
+        return run_epoch(self, epoch)
+
+    monkeypatch.setattr(part_search._PartSearch, "run_epoch", counted)
+    again = load_experiment("nas").run(job)  # a checkpoint of every part is there
+    assert epochs == [0, 1] * 3
+    assert again["psnr_db"] == found["psnr_db"]

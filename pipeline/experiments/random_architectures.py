@@ -1,0 +1,108 @@
+"""Random architectures of near-equal predicted milliseconds, and supernets that lend them weights.
+
+Called by `proxies`. Made once per seed by the first cell that asks, and kept beside the cells' folders.
+"""
+
+import fcntl
+import json
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from latency import predict_latency_ms
+from pipeline.checkpoint import load_checkpoint, save_checkpoint, write_atomically
+from pipeline.config import Config
+from pipeline.experiments.experiment import CellJob
+from pipeline.priors import NUM_PARTS
+from pipeline.search import SearchInputs, part_data
+from pipeline.shared_supernet import load_supernet, train_shared_supernet
+from search_space import (
+    DenoisingNetwork,
+    Genotype,
+    PartNetwork,
+    PartSupernet,
+    SearchSpace,
+    build_network,
+    genotype_op_specs,
+    inherit_weights,
+    sample_genotype,
+)
+
+_NUM_DRAWS = 1500  # of which those nearest to the wanted milliseconds are kept
+_FASTEST = 0.05  # quantile of the draws' milliseconds; architectures around faster ones differ too much in cost
+_SKIP_SHARES = (0.1, 0.3, 0.5, 0.7)  # random networks of one weight of `skip` would all cost about the same
+
+
+def shared_architectures(
+    job: CellJob, config: Config, space: SearchSpace, inputs: SearchInputs, *, num: int
+) -> tuple[list[Genotype], list[PartSupernet]]:
+    """Return `num` architectures and the supernets of the three parts, the same for all cells of a seed."""
+    folder = job.folder.parent
+    drawn, trained = folder / f"architectures-{config.seed}.json", folder / f"supernets-{config.seed}.pt"
+    with _locked(folder / f"shared-{config.seed}.lock"):
+        if not drawn.exists():
+            genotypes = _near_equal(job, config, space, num)
+            write_atomically(drawn, json.dumps([genotype.to_dict() for genotype in genotypes]))
+        if not trained.exists():
+            collect = config.collect
+            weights = [
+                train_shared_supernet(
+                    index, space, part_data(config, inputs, index), num_steps=collect.shared_steps,
+                    batch_size=collect.shared_batch_size, learning_rate=collect.shared_learning_rate, seed=config.seed,
+                    device=torch.device("cpu"),
+                )
+                for index in range(NUM_PARTS)
+            ]  # fmt: skip
+            save_checkpoint(trained, {"parts": weights})
+    supernets = []
+    for index, part_weights in enumerate(load_checkpoint(trained)["parts"]):
+        supernet = PartSupernet(index, space, generator=torch.Generator())
+        load_supernet(supernet, part_weights)
+        supernets.append(supernet.requires_grad_(False))
+    return [Genotype.from_dict(record) for record in json.loads(drawn.read_text())], supernets
+
+
+def _near_equal(job: CellJob, config: Config, space: SearchSpace, num: int) -> list[Genotype]:
+    """Draw random architectures and keep those nearest to the budget, or to the median where there is none.
+
+    Where hardly any is as fast as the budget, the nearest would differ widely; then those around a fast one serve.
+    """
+    generator = torch.Generator().manual_seed(config.seed)
+    others = {name: 1.0 for name in space.candidate_ops if name != "skip"}
+    found: dict[str, tuple[float, Genotype]] = {}
+    for number in range(_NUM_DRAWS):
+        share = _SKIP_SHARES[number % len(_SKIP_SHARES)]
+        weights = others | {"skip": share / (1 - share) * len(others)} if "skip" in space.candidate_ops else others
+        genotype = sample_genotype(space, generator=generator, op_weights=weights)
+        found[genotype.genotype_id] = (predicted_ms(job, genotype, config.latency.image_size), genotype)
+    fastest, median = np.quantile([ms for ms, _ in found.values()], (_FASTEST, 0.5))
+    target = float(median) if config.search.target_ms is None else max(float(fastest), config.search.target_ms)
+    nearest = sorted(found.values(), key=lambda pair: abs(pair[0] - target))[:num]
+    return [genotype for _, genotype in nearest]
+
+
+def predicted_ms(job: CellJob, genotype: Genotype, size: int) -> float:
+    """Return the sum of the prices of all operator calls on a `size` x `size` image."""
+    assert job.inputs.table is not None, "the experiment asks for prices"
+    specs = genotype_op_specs(genotype, height=size, width=size)
+    return predict_latency_ms(job.inputs.table, [spec for part in specs for spec in part])
+
+
+def inherited_network(genotype: Genotype, supernets: Sequence[PartSupernet]) -> DenoisingNetwork:
+    """Build a network with the weights that the supernets have for it."""
+    network = build_network(genotype)
+    for part, supernet in zip(network.parts, supernets, strict=True):
+        assert isinstance(part, PartNetwork)
+        inherit_weights(part, supernet)
+    return network.requires_grad_(True)
+
+
+@contextmanager
+def _locked(path: Path) -> Iterator[None]:
+    """Let one cell at a time in; a process that dies lets go."""
+    with open(path, "w") as handle:
+        fcntl.flock(handle, fcntl.LOCK_EX)
+        yield
