@@ -13,7 +13,7 @@ import yaml
 
 from pipeline.baselines import build_baseline, list_baselines, save_baseline
 from pipeline.checkpoint import write_atomically
-from pipeline.data.patches import PatchSource
+from pipeline.data.patches import noisy_patches
 from pipeline.run import Run
 from pipeline.training import Trainer, train_to_the_end
 
@@ -71,10 +71,8 @@ def train_baseline(run: Run, name: str, sizes: dict[str, Any], *, log: Callable[
     network = build_baseline(name, **sizes)
     _claim(run.path(_BASELINE_FILE), name, network)
     device = torch.device(config.device)
-    source = PatchSource(
-        list(run.training_images.values()), patch_size=config.retrain.patch_size, noise_model=config.noise.model,
-        sigma_range=config.noise.sigma_range, gain_range=config.noise.gain_range,
-    )  # fmt: skip
+    images = list(run.training_images.values())
+    source = noisy_patches(images, config.noise, patch_size=config.retrain.patch_size)
     trainer = Trainer(network, source, config.retrain, prior=None, seed=config.seed, device=device)
 
     def on_epoch(epoch: int, metrics: dict[str, float]) -> None:

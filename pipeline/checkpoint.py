@@ -36,8 +36,9 @@ def written_beside(path: Path | str) -> Iterator[Path]:
         yield beside
         os.replace(beside, path)
     except OSError as error:
-        beside.unlink(missing_ok=True)  # it would take the space that is missing
         raise OSError(error.errno, f"{error.strerror}; mend that and the same command goes on", str(path)) from error
+    finally:
+        beside.unlink(missing_ok=True)  # after an error it would take the space that is missing
 
 
 def remove_partial_files(folder: Path) -> None:

@@ -15,41 +15,53 @@ from pathlib import Path
 
 from pipeline.settings import RayConfig
 
-# Read by Ray when it is imported or started: no statistics sent, no token file written for a cluster that lives for
-# one command on this machine, Ray Train's current implementation, no fatal limit on memory shared with others.
+# Read by Ray when it is imported or started: no statistics sent, Ray Train's current implementation, no fatal limit on
+# memory shared with others.
 _ENVIRONMENT = {
     "RAY_USAGE_STATS_ENABLED": "0",
-    "RAY_AUTH_MODE": "disabled",
     "RAY_TRAIN_V2_ENABLED": "1",
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
     "RAY_DEDUP_LOGS": "0",
 }
+# No token file written for a cluster that lives for one command; whoever joins another one brings its token.
+_LOCAL_ENVIRONMENT = {"RAY_AUTH_MODE": "disabled"}
 _CONNECT_SECONDS = 5.0
 _FOLDER_PREFIX = "nas-ray-"  # followed by the driver's process id
 
 
+def cluster_address(config: RayConfig) -> str | None:
+    """Return where the running cluster is that a command joins, or None for a local one of its own.
+
+    `config.address` counts most, then `RAY_ADDRESS`, which Ray sets in the jobs of a cluster.
+    """
+    return config.address or os.environ.get("RAY_ADDRESS") or None
+
+
 @contextmanager
 def ray_session(config: RayConfig) -> Iterator[None]:
-    """Provide an initialised Ray: the one that runs already, the cluster at `config.address`, or a local one.
+    """Provide an initialised Ray: the one that runs already, the cluster at `cluster_address`, or a local one.
 
     A local one has its own temporary folder and is gone afterwards.
 
     Raises:
-        ConnectionError: no cluster at `config.address`.
+        ConnectionError: no cluster at the address, or it does not let us in.
     """
-    for name, value in _ENVIRONMENT.items():
+    address = cluster_address(config)
+    for name, value in (_ENVIRONMENT if address is not None else _ENVIRONMENT | _LOCAL_ENVIRONMENT).items():
         os.environ.setdefault(name, value)
     import ray
 
     if ray.is_initialized():
         yield
         return
-    if config.address is not None:
-        _reach(config.address)
+    if address is not None:
+        _reach(address)
         try:
-            ray.init(address=config.address, log_to_driver=False, logging_level=logging.WARNING)
+            ray.init(address=address, log_to_driver=False, logging_level=logging.WARNING)
+        except ray.exceptions.AuthenticationError as error:
+            raise ConnectionError(f"the Ray cluster at `ray.address` {address!r} refuses us: {error}") from error
         except (ConnectionError, RuntimeError, ValueError) as error:
-            raise ConnectionError(f"no Ray cluster at `ray.address` {config.address!r}: {error}") from error
+            raise ConnectionError(f"no Ray cluster at `ray.address` {address!r}: {error}") from error
         try:
             yield
         finally:

@@ -12,11 +12,10 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
-from pipeline.checkpoint import write_atomically
 from pipeline.config import Config
 from pipeline.priors import NUM_PARTS
 from pipeline.records import Record
-from pipeline.tracking import TRACKING_ERRORS, Tracker
+from pipeline.tracking import RUN_ID_FILE, TRACKING_ERRORS, Tracker
 from search_space import Genotype
 
 KIND_COLLECTION, KIND_ARCHITECTURE = "collection", "architecture"
@@ -42,12 +41,10 @@ class CollectionTracking:
     """
 
     def __init__(self, folder: Path, uri: str, config: Config) -> None:
-        remembered = folder / "mlflow_run_id"
         self.parent = Tracker.open(
             uri, f"{config.tracking.experiment}-collections", f"collection {folder.name}", kind=KIND_COLLECTION,
-            tags={"preset": config.name}, run_id=remembered.read_text().strip() if remembered.exists() else None,
+            tags={"preset": config.name}, remember=folder / RUN_ID_FILE,
         )  # fmt: skip
-        write_atomically(remembered, self.parent.run_id + "\n")
         settings = config.to_dict()
         self.parent.log_params({name: settings[name] for name in ("seed", "device", "space", "search", "collect")})
         self.parent.share_view(self.parent.run_id, self._view())

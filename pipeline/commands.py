@@ -311,13 +311,9 @@ def _params(config: Config) -> dict[str, Any]:
 
 
 def _tracker(config: Config, folder: Path, *, kind: str = "architecture") -> Any:
-    from pipeline.tracking import Tracker
+    from pipeline.tracking import RUN_ID_FILE, Tracker
 
-    remembered = folder / "mlflow_run_id"
-    tracker = Tracker.open(
+    return Tracker.open(
         config.tracking_uri, config.tracking.experiment, f"{config.name} seed {config.seed}", kind=kind,
-        tags={"preset": config.name, "config_hash": config.config_hash},
-        run_id=remembered.read_text().strip() if remembered.exists() else None,
+        tags={"preset": config.name, "config_hash": config.config_hash}, remember=folder / RUN_ID_FILE,
     )  # fmt: skip
-    remembered.write_text(tracker.run_id + "\n")
-    return tracker

@@ -6,13 +6,13 @@ Called by the command `export`.
 import contextlib
 import io
 import logging
-import os
 import warnings
 from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 
+from pipeline.checkpoint import written_beside
 from search_space import network_macs, num_parameters
 
 _MAX_ERROR = 1e-3  # of a pixel in [0, 1]; float32 sums in another order differ by 1e-6 to 1e-5
@@ -52,10 +52,7 @@ def export_onnx(network: nn.Module, path: Path | str, *, size: int) -> float:
         num_parameters=str(num_parameters(network)),
         macs_256=str(network_macs(network, height=256, width=256)),
     )
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    beside = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
+    with written_beside(path) as beside:
         program.save(beside)
         session = onnxruntime.InferenceSession(str(beside), providers=["CPUExecutionProvider"])
         (denoised,) = session.run(None, {"noisy": noisy.numpy()})
@@ -65,9 +62,6 @@ def export_onnx(network: nn.Module, path: Path | str, *, size: int) -> float:
             raise ValueError(
                 f"ONNX Runtime differs from torch by {difference:.2g} at {size}x{size}, so nothing was written"
             )
-        os.replace(beside, path)
-    finally:
-        beside.unlink(missing_ok=True)
     return difference
 
 

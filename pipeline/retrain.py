@@ -24,7 +24,7 @@ from latency import keep_freed_memory
 from pipeline.checkpoint import load_checkpoint, save_checkpoint
 from pipeline.cluster import load_op_files, read_op_files
 from pipeline.config import Config
-from pipeline.data.patches import PatchSource
+from pipeline.data.patches import noisy_patches
 from pipeline.priors import load_prior
 from pipeline.training import Trainer
 from search_space import Genotype, build_network
@@ -120,13 +120,7 @@ def train_worker(settings: dict[str, Any]) -> None:
             part.load_state_dict(weights)
     trainer = Trainer(
         network,
-        PatchSource(
-            ray.get(settings["images"]),
-            patch_size=config.retrain.patch_size,
-            noise_model=config.noise.model,
-            sigma_range=config.noise.sigma_range,
-            gain_range=config.noise.gain_range,
-        ),
+        noisy_patches(ray.get(settings["images"]), config.noise, patch_size=config.retrain.patch_size),
         config.retrain,
         prior=load_prior(config.prior.weights, device=device) if config.retrain.distill_share > 0 else None,
         seed=config.seed * num_workers + rank,

@@ -25,7 +25,7 @@ from pipeline.checkpoint import (
     save_weights,
     written_beside,
 )
-from pipeline.cluster import load_op_files, read_op_files
+from pipeline.cluster import cluster_address, load_op_files, read_op_files
 from pipeline.config import Config
 from pipeline.data.images import TRAINING_PHOTOGRAPHS, VALIDATION_PHOTOGRAPHS
 from pipeline.data.loading import load_images
@@ -127,7 +127,7 @@ class Run:
         costs = stage.cost_models(self.config, self.space, None if table is None else table.__getitem__)
         megabytes = stage.features_megabytes(self.config, self.space.num_channels)
         if self.config.search.prior_features == "cached":
-            if self.config.ray.address is None and megabytes > 0.8 * self.config.ray.object_store_mb:
+            if cluster_address(self.config.ray) is None and megabytes > 0.8 * self.config.ray.object_store_mb:
                 raise ValueError(
                     f"cached prior features need about {megabytes:.0f} MB, `ray.object_store_mb` is "
                     f"{self.config.ray.object_store_mb}; raise it, or set `search.prior_features` to live"

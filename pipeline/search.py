@@ -29,7 +29,7 @@ from pipeline.data.part_data import (
     patch_set_bytes,
     split_images,
 )
-from pipeline.data.patches import PatchSource
+from pipeline.data.patches import PatchSource, noisy_patches
 from pipeline.data.scenes import scenes_of
 from pipeline.part_search import PartSearchResult, search_part
 from pipeline.priors import NUM_PARTS, Prior, load_prior
@@ -91,9 +91,7 @@ def prepare_inputs(
 ) -> SearchInputs:
     """Split the images and, where `search.prior_features` is `cached`, run the prior once over a fixed patch set."""
     search = config.search
-    halves = split_images(
-        list(images.values()), config.data.architecture_share, patch_size=search.patch_size, scenes=scenes_of(images)
-    )
+    halves = split_training_images(config, images)
     if search.prior_features == "live":
         return SearchInputs(patches=None, images=halves)
     patches = compute_patch_set(
@@ -249,16 +247,20 @@ def _forward_logs(actors: list[Any], log: EpochLog | None) -> None:
             log(index, epoch, metrics)
 
 
+def split_training_images(
+    config: Config, images: Mapping[str, np.ndarray]
+) -> tuple[list[np.ndarray], list[np.ndarray]]:
+    """Divide the training images, by name, into those for weights and those for the architecture."""
+    return split_images(
+        list(images.values()), config.data.architecture_share, patch_size=config.search.patch_size,
+        scenes=scenes_of(images),
+    )  # fmt: skip
+
+
 def patch_sources(config: Config, halves: tuple[list[np.ndarray], list[np.ndarray]]) -> dict[Any, PatchSource]:
     """Return the sources of patches of D_w and D_archi, from the images of each."""
     return {
-        split: PatchSource(
-            images,
-            patch_size=config.search.patch_size,
-            noise_model=config.noise.model,
-            sigma_range=config.noise.sigma_range,
-            gain_range=config.noise.gain_range,
-        )
+        split: noisy_patches(images, config.noise, patch_size=config.search.patch_size)
         for split, images in zip(("weights", "architecture"), halves, strict=True)
     }
 

@@ -7,7 +7,7 @@ scale.
 from dataclasses import dataclass, field
 from typing import Any
 
-from pipeline.data.noise import NOISE_MODELS
+from pipeline.data.noise import MAP_MODELS, NOISE_MODELS
 from search_space import DEFAULT_OPS, ESTIMATORS
 
 PHOTOGRAPHS = "photographs"
@@ -309,8 +309,12 @@ class PriorTrainConfig:
         ok = len(self.sigma_255) == 2 and 0 <= self.sigma_255[0] <= self.sigma_255[1] <= 255
         check(ok, "prior_train.sigma_255", "two ascending numbers in [0, 255]", self.sigma_255)
         check(0 < self.learning_rate <= 1, "prior_train.learning_rate", "above 0 and at most 1", self.learning_rate)
-        models = ("awgn", "niid", "mixed")
-        check(self.noise_model in models, "prior_train.noise_model", f"one of {', '.join(models)}", self.noise_model)
+        check(
+            self.noise_model in MAP_MODELS,
+            "prior_train.noise_model",
+            f"one of {', '.join(MAP_MODELS)}",
+            self.noise_model,
+        )
 
     @property
     def sigma_range(self) -> tuple[float, float]:

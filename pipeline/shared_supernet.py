@@ -1,19 +1,29 @@
 """One trained supernet per part, shared by a whole collection.
 
-Called by `pipeline.collect`. Architectures are scored with its weights, all of them with the same, and searches may
-begin from it. Trained as Guo et al., "Single Path One-Shot Neural Architecture Search", arXiv 1904.00420: one random
-architecture per step, so that no choice is preferred.
+Called by `pipeline.collect` and by the experiment `proxies`. Architectures are scored with its weights, all of them
+with the same, and searches may begin from it. Trained as Guo et al., "Single Path One-Shot Neural Architecture Search",
+arXiv 1904.00420: one random architecture per step, so that no choice is preferred.
 """
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
 
 from pipeline.data.part_data import PartData
 from pipeline.losses import feature_distance
-from search_space import PartSupernet, SearchSpace, choices_of, sample_part
+from search_space import (
+    DenoisingNetwork,
+    Genotype,
+    PartNetwork,
+    PartSupernet,
+    SearchSpace,
+    build_network,
+    choices_of,
+    inherit_weights,
+    sample_part,
+)
 
 
 def train_shared_supernet(
@@ -98,3 +108,22 @@ def load_supernet(supernet: PartSupernet, weights: dict[str, Tensor]) -> None:
         if name not in weights or weights[name].shape != parameter.shape:
             raise ValueError(f"the shared supernet has no weight {name!r} of shape {tuple(parameter.shape)}")
         parameter.copy_(weights[name])
+
+
+def load_supernets(space: SearchSpace, weights: list[dict[str, Tensor]]) -> list[PartSupernet]:
+    """Build the three supernets of `weights`, to lend them to architectures; they are not trained any more."""
+    supernets = []
+    for part_index, part_weights in enumerate(weights):
+        supernet = PartSupernet(part_index, space, generator=torch.Generator())
+        load_supernet(supernet, part_weights)
+        supernets.append(supernet.requires_grad_(False))
+    return supernets
+
+
+def inherited_network(genotype: Genotype, supernets: Sequence[PartSupernet]) -> DenoisingNetwork:
+    """Build the network of `genotype` with the weights that the supernets have for it."""
+    network = build_network(genotype)
+    for part, supernet in zip(network.parts, supernets, strict=True):
+        assert isinstance(part, PartNetwork)
+        inherit_weights(part, supernet)
+    return network

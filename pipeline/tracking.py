@@ -29,12 +29,15 @@ from mlflow import MlflowClient  # noqa: E402  the settings above come first
 from mlflow.entities import Experiment, Metric, Param, RunTag  # noqa: E402
 from mlflow.exceptions import MlflowException  # noqa: E402
 
+from pipeline.checkpoint import write_atomically  # noqa: E402
+
 # Limits of MLflow's API, see mlflow.utils.validation.
 MAX_METRICS_PER_BATCH = 1000
 MAX_PARAMS_PER_BATCH = 100
 MAX_PARAM_LENGTH = 6000
 MAX_TAG_LENGTH = 8000
 CONNECT_TIMEOUT = 5  # seconds
+RUN_ID_FILE = "mlflow_run_id"  # in the folder of whatever has a run
 
 
 class TrackingError(ValueError):
@@ -78,6 +81,7 @@ class Tracker:
         tags: Mapping[str, str] | None = None,
         parent_run_id: str | None = None,
         run_id: str | None = None,
+        remember: Path | None = None,
     ) -> Self:
         """Create a run, or go on with one, in an experiment that is created when it is missing.
 
@@ -92,11 +96,14 @@ class Tracker:
             tags: further tags.
             parent_run_id: makes the run a child of another one.
             run_id: the run to go on with, instead of a new one.
+            remember: file that keeps the run's id, so that the next call goes on with it.
 
         Raises:
             ConnectionError: the server does not answer within seconds.
             ValueError: the URI is neither of the two, does not lead to MLflow, or the experiment or run is not usable.
         """
+        if remember is not None and remember.exists():
+            run_id = remember.read_text(encoding="utf-8").strip()
         tracking_uri, artifacts = _prepare(tracking_uri)
         client = MlflowClient(tracking_uri=tracking_uri, registry_uri=tracking_uri)
         all_tags = {**(tags or {}), "kind": kind}
@@ -111,6 +118,8 @@ class Tracker:
                 _resume(client, run_id, run_name=run_name, experiment_id=experiment_id, tags=all_tags)
         except MlflowException as error:
             raise TrackingError(f"cannot open run {run_name!r} at {tracking_uri}: {error}") from error
+        if remember is not None:
+            write_atomically(remember, run_id + "\n")
         return cls(client, tracking_uri=tracking_uri, experiment_id=experiment_id, run_id=run_id)
 
     def child(self, run_name: str, *, kind: str, tags: Mapping[str, str], run_id: str | None = None) -> "Tracker":

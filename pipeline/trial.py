@@ -21,7 +21,7 @@ from torch import Tensor
 from latency import LatencyTable, keep_freed_memory, predict_latency_ms
 from pipeline.cluster import load_op_files
 from pipeline.config import Config
-from pipeline.data.patches import PatchSource
+from pipeline.data.patches import noisy_patches
 from pipeline.evaluate import evaluate_denoiser, mean_score
 from pipeline.part_search import PartSearchResult
 from pipeline.priors import NUM_PARTS
@@ -34,20 +34,17 @@ from pipeline.search import (
     space_of,
     start_part_actors,
 )
-from pipeline.shared_supernet import load_supernet
+from pipeline.shared_supernet import inherited_network, load_supernets
 from pipeline.training import Trainer
 from search_space import (
     CostModel,
     DenoisingNetwork,
     Genotype,
-    PartNetwork,
-    PartSupernet,
     SearchSpace,
     build_network,
     genotype_macs,
     genotype_num_parameters,
     genotype_op_specs,
-    inherit_weights,
     sample_genotype,
 )
 
@@ -97,7 +94,7 @@ class CollectionTrial(tune.Trainable):
             shared.config,
             [PlacementGroupSchedulingStrategy(group, placement_group_bundle_index=i + 1) for i in range(NUM_PARTS)],
         )
-        self.supernets = _load_supernets(shared.space, ray.get(shared.supernets))
+        self.supernets = load_supernets(shared.space, ray.get(shared.supernets))
 
     def reset_config(self, new_config: dict[str, Any]) -> bool:
         """Accept the next trial in the same processes; a search seeds all its random numbers itself."""
@@ -194,10 +191,7 @@ class CollectionTrial(tune.Trainable):
         calls = genotype_op_specs(genotype, height=size, width=size)
         ms = [predict_latency_ms(table, specs) for specs in calls]
         macs, parameters = genotype_macs(genotype, height=size, width=size), genotype_num_parameters(genotype)
-        network = build_network(genotype).eval()
-        for part, supernet in zip(network.parts, self.supernets, strict=True):
-            assert isinstance(part, PartNetwork)
-            inherit_weights(part, supernet)
+        network = inherited_network(genotype, self.supernets).eval()
         scores = {
             "genotype_id": genotype.genotype_id,
             "genotype": json.dumps(genotype.to_dict()),
@@ -229,10 +223,7 @@ class CollectionTrial(tune.Trainable):
     def _retrained(self, network: DenoisingNetwork, seed: int) -> DenoisingNetwork:
         config = self.shared.config
         retrain = replace(config.retrain, num_epochs=1, steps_per_epoch=config.collect.retrain_steps, distill_share=0.0)
-        source = PatchSource(
-            self.shared.training_images, patch_size=retrain.patch_size, noise_model=config.noise.model,
-            sigma_range=config.noise.sigma_range, gain_range=config.noise.gain_range,
-        )  # fmt: skip
+        source = noisy_patches(self.shared.training_images, config.noise, patch_size=retrain.patch_size)
         Trainer(network, source, retrain, prior=None, seed=seed, device=torch.device("cpu")).run_epoch()
         return network.eval()
 
@@ -250,12 +241,3 @@ class CollectionTrial(tune.Trainable):
 def trial_config(config: Config, index: int, settings: dict[str, Any]) -> Config:
     """Return the settings of the `index`-th searched architecture."""
     return config.with_settings({**settings, "seed": config.seed + index})
-
-
-def _load_supernets(space: SearchSpace, weights: list[dict[str, Tensor]]) -> list[PartSupernet]:
-    supernets = []
-    for part_index, part_weights in enumerate(weights):
-        supernet = PartSupernet(part_index, space, generator=torch.Generator())
-        load_supernet(supernet, part_weights)
-        supernets.append(supernet.requires_grad_(False))
-    return supernets

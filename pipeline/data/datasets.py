@@ -12,6 +12,7 @@ import numpy as np
 
 from pipeline.data import sidd
 from pipeline.data.images import VALIDATION_PHOTOGRAPHS, list_images, photographs, read_image
+from pipeline.settings import PHOTOGRAPHS
 
 # Images of the test sets of the literature. A folder of such a name with another number is reported.
 TEST_SETS = {"cbsd68": 68, "set5": 5, "live1": 29, "kodak24": 24, "mcmaster": 18}
@@ -73,7 +74,7 @@ def open_dataset(source: Path | str, *, built_in: tuple[str, ...] = VALIDATION_P
         ValueError: it holds no image, an image without its partner, or two of one stem.
     """
     text = str(source)
-    if text == "photographs":
+    if text == PHOTOGRAPHS:
         images = photographs(built_in)
         return Dataset(
             name=text, names=tuple(images), is_paired=False,

@@ -14,7 +14,8 @@ from pipeline.checkpoint import written_beside
 from pipeline.data.datasets import Dataset, open_dataset
 from pipeline.data.mapped import map_array
 
-_MAX_SHOWN = 20
+_MAX_SHOWN = 20  # unusable images in one message
+_MIN_PROGRESS = 20  # fewer images are read within a moment
 
 
 def load_images(
@@ -78,7 +79,7 @@ def load_images(
             place = next(iter(dataset.files(name)), key)
             problems.append(f"image {place} is {width}x{height}, smaller than the patch size {minimum_size}")
         images[key] = image
-        if len(wanted) > _MAX_SHOWN:
+        if len(wanted) > _MIN_PROGRESS:
             progress("read images", done, len(wanted))
     _raise(problems)
     return images

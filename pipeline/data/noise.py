@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 NOISE_MODELS = ("awgn", "niid", "mixed", "poisson", "pairs")  # pairs: nothing is added, the noise is in the data
-_MAP_MODELS = NOISE_MODELS[:3]  # those whose level does not depend on the image
+MAP_MODELS = NOISE_MODELS[:3]  # those whose level does not depend on the image
 _MAX_NIID_SIGMA = 75 / 255
 _NIID_OFFSET = 5 / 255  # added to the upper end, so sigma lies in [0, 80]/255
 
@@ -59,8 +59,8 @@ def sample_noise_map(
     Raises:
         ValueError: unknown `model`.
     """
-    if model not in _MAP_MODELS:
-        raise ValueError(f"`model` must be one of {', '.join(_MAP_MODELS)}, got {model!r}")
+    if model not in MAP_MODELS:
+        raise ValueError(f"`model` must be one of {', '.join(MAP_MODELS)}, got {model!r}")
     low, high = sigma_range
     sigmas = low + (high - low) * torch.rand(batch_size, 1, 1, 1, generator=generator)
     maps = sigmas.expand(batch_size, 1, size, size).clone()

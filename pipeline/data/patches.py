@@ -10,8 +10,17 @@ import torch
 from torch import Tensor
 
 from pipeline.data.noise import add_poisson, sample_noise_map
+from pipeline.settings import NoiseConfig
 
 DEFAULT_GAINS = (1 / 255, 8 / 255)
+
+
+def noisy_patches(images: Sequence[np.ndarray], noise: NoiseConfig, *, patch_size: int) -> "PatchSource":
+    """Return the source of the training patches that the settings describe."""
+    return PatchSource(
+        images, patch_size=patch_size, noise_model=noise.model, sigma_range=noise.sigma_range,
+        gain_range=noise.gain_range,
+    )  # fmt: skip
 
 
 class PatchSource:

@@ -31,10 +31,11 @@ def evaluate_command(options: argparse.Namespace, console: Console) -> None:
     from pipeline.evaluation.models import open_model
     from pipeline.evaluation.table import Table, markdown
     from pipeline.run import locked
+    from pipeline.settings import PHOTOGRAPHS
 
     _check_distinct("MODEL", options.models)
     load_op_files(read_op_files(tuple(options.op_file)))
-    datasets = [open_dataset(source) for source in options.data or ["photographs"]]
+    datasets = [open_dataset(source) for source in options.data or [PHOTOGRAPHS]]
     _check_distinct("--data", [dataset.name for dataset in datasets])
     jobs = _plan(datasets, _noise_names(options))
     for dataset in datasets:

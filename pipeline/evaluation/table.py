@@ -11,9 +11,9 @@ from pathlib import Path
 from typing import Any, TypeVar, get_type_hints
 
 from pipeline.checkpoint import write_atomically
+from pipeline.markdown import GAP, markdown_row
 
 TABLE_FILE, IMAGES_FILE, PAGE_FILE = "evaluation.csv", "images.csv", "evaluation.md"
-_GAP = "\N{EN DASH}"
 _Record = TypeVar("_Record", "Row", "ImageRow")
 
 
@@ -127,11 +127,11 @@ def markdown(rows: Sequence[Row]) -> str:
     blocks = []
     for dataset, noise in dict.fromkeys((row.dataset, row.noise) for row in rows):
         group = [row for row in rows if (row.dataset, row.noise) == (dataset, noise)]
-        lines = [f"### {dataset}, {noise} ({group[0].num_images} images)", "", _line(titles)]
-        lines.append(_line(["---"] + ["---:"] * (len(titles) - 1)))
+        lines = [f"### {dataset}, {noise} ({group[0].num_images} images)", "", markdown_row(titles)]
+        lines.append(markdown_row(["---"] + ["---:"] * (len(titles) - 1)))
         for row in group:
             lines.append(
-                _line([
+                markdown_row([
                     row.model, f"{row.psnr_db:.2f}", f"{row.ssim:.4f}", f"{row.ssim_3d:.4f}",
                     _number(row.num_parameters, 1e6, 3), _number(row.macs, 1e9, 2), f"{row.seconds_per_image:.3f}",
                     f"{row.seconds_per_megapixel:.3f}", _number(row.peak_memory_mb, 1, 1),
@@ -143,12 +143,8 @@ def markdown(rows: Sequence[Row]) -> str:
     return "\n".join(blocks)
 
 
-def _line(cells: Sequence[str]) -> str:
-    return "| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |"
-
-
 def _number(value: float | None, scale: float, digits: int) -> str:
-    return _GAP if value is None else f"{value / scale:.{digits}f}"
+    return GAP if value is None else f"{value / scale:.{digits}f}"
 
 
 def _csv(records: Sequence[Any], kind: type) -> str:

@@ -10,7 +10,7 @@ from types import TracebackType
 from typing import Self
 
 from pipeline.evaluation.table import IMAGES_FILE, PAGE_FILE, TABLE_FILE, Row
-from pipeline.tracking import Tracker
+from pipeline.tracking import RUN_ID_FILE, Tracker
 
 EXPERIMENT = "denoise-nas-evaluations"
 KIND_EVALUATION, KIND_ROW = "evaluation", "evaluation row"
@@ -30,12 +30,10 @@ class EvaluationTracking:
 
     def __init__(self, folder: Path, uri: str) -> None:
         self.folder = folder
-        remembered = folder / "mlflow_run_id"
         self.parent = Tracker.open(
             uri, EXPERIMENT, f"evaluation {folder.name}", kind=KIND_EVALUATION,
-            run_id=remembered.read_text().strip() if remembered.exists() else None,
+            remember=folder / RUN_ID_FILE,
         )  # fmt: skip
-        remembered.write_text(self.parent.run_id + "\n")
 
     def __enter__(self) -> Self:
         self.parent.__enter__()

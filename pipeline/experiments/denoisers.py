@@ -5,27 +5,27 @@ scored on the sets that `experiment.data` names; quality is drawn against measur
 """
 
 from collections.abc import Callable, Iterator, Mapping
+from functools import partial
 from pathlib import Path
 from statistics import fmean
 
 import numpy as np
 import torch
 from PIL import Image
-from torch import Tensor, nn
+from torch import nn
 
 from pipeline.baselines import build_baseline, save_baseline
 from pipeline.checkpoint import save_weights
 from pipeline.config import Config
 from pipeline.data.datasets import Dataset, open_dataset
-from pipeline.data.images import to_image, to_tensor
-from pipeline.data.noise import add_test_awgn
+from pipeline.data.images import write_image
 from pipeline.denoise import denoise_image
-from pipeline.evaluate import score_image
+from pipeline.evaluate import ImageScore, evaluate_denoiser, mean_score, score_image
 from pipeline.evaluation.noise import PAIRS, TestNoise, parse_noise
 from pipeline.experiments.cells import FILES_FOLDER, cell_name
 from pipeline.experiments.drawing import new_figure, save_figure
 from pipeline.experiments.experiment import CellJob, Claim, Column, Experiment, Values, Variant, compare
-from pipeline.experiments.networks import COST_COLUMNS, PSNR, time_network, train_and_score
+from pipeline.experiments.networks import COST_COLUMNS, PSNR, time_network, train
 from pipeline.experiments.searches import GENOTYPE_FILE, find_network
 from pipeline.metrics import psnr_db
 from pipeline.pictures import most_detailed_crop
@@ -56,7 +56,7 @@ def run(job: CellJob) -> Values:
     if config.experiment.data:  # several kinds and strengths of noise are asked for
         config = config.with_settings({"noise.model": "mixed", "noise.sigma_255": [0.0, 55.0]})
     if job.variant == NOISY:
-        return _scores(job, config, lambda noise: lambda noisy: noisy)
+        return _scores(job, config, lambda sigma: nn.Identity())
     if job.variant == BLOCK_MATCHING:
         return _block_matching(job, config)
     torch.manual_seed(config.seed)
@@ -65,13 +65,12 @@ def run(job: CellJob) -> Values:
         genotype.save(job.folder / GENOTYPE_FILE)
         torch.manual_seed(config.seed)
     network = _build(job)
-    trained = train_and_score(job, config, network)
+    trained = train(job, config, network)
     if job.variant == SEARCHED:
         save_weights(job.folder / WEIGHTS_FILE, network.state_dict())
     else:
         save_baseline(network, job.folder / WEIGHTS_FILE)
-    costs = {key: trained[key] for key in ("num_parameters", "macs", "num_steps")}
-    return _scores(job, config, lambda noise: _denoiser(network, config)) | costs
+    return _scores(job, config, lambda sigma: network) | trained
 
 
 def measure(job: CellJob) -> Values:
@@ -133,46 +132,41 @@ def _build(job: CellJob) -> nn.Module:
     return build_baseline(job.variant.replace("-", "_"), **sizes)
 
 
-def _denoiser(network: nn.Module, config: Config) -> Callable[[Tensor], Tensor]:
-    return lambda noisy: denoise_image(
-        network, noisy, tile_size=config.evaluate.tile_size, device=torch.device(config.device)
-    )
-
-
 def _block_matching(job: CellJob, config: Config) -> Values:
     """Score BM3D with the true sigma where there is one; no numbers where its package is not installed."""
     try:
         from pipeline.evaluation.block_matching import BM3D
     except ModuleNotFoundError:
         return {}
-    return _scores(job, config, lambda noise: BM3D(sigma=noise.sigma))
+    return _scores(job, config, lambda sigma: BM3D(sigma=sigma))
 
 
-def _scores(job: CellJob, config: Config, denoiser: Callable[[TestNoise], Callable[[Tensor], Tensor]]) -> Values:
-    """Return `psnr_db` and `ssim` on the validation images, and `psnr_db SET NOISE` on the sets of the settings."""
-    noise = TestNoise(name="validation", sigma=config.noise.validation_sigma)
-    denoise = denoiser(noise)
-    scores = [
-        score_image(denoise, name=name, clean=clean, noisy=noisy)
-        for name, clean, noisy in _validation(job, config)
-    ]  # fmt: skip
-    _save_crop(job, config, denoise)
-    values = {"psnr_db": fmean(score.psnr_db for score in scores), "ssim": fmean(score.ssim for score in scores)}
-    for dataset, test_noise in _sets(config):
-        denoise = denoiser(test_noise)
+def _scores(job: CellJob, config: Config, denoiser: Callable[[float | None], nn.Module]) -> Values:
+    """Return `psnr_db` and `ssim` on the validation images, and `psnr_db SET NOISE` on the sets of the settings.
+
+    Args:
+        job: of the cell; a crop of the first validation image is left in its folder.
+        config: its settings.
+        denoiser: from sigma on the [0, 1] scale, or None where it varies, to a network.
+    """
+    images, sigma, tile_size = job.inputs.validation_images, config.noise.validation_sigma, config.evaluate.tile_size
+    scores = evaluate_denoiser(
+        denoiser(sigma), images, sigma=sigma, device=config.device, tile_size=tile_size, keep_images=True
+    )
+    _save_crop(job.folder / CROP_FILE, scores[0], next(iter(images.values()))[..., :3])
+    mean = mean_score(scores)
+    values = {"psnr_db": mean.psnr_db, "ssim": mean.ssim}
+    for dataset, noise in _sets(config):
+        network = denoiser(noise.sigma)
         found = [
-            score_image(denoise, name=sample.name, clean=sample.clean, noisy=sample.noisy).psnr_db
-            for sample in test_noise.samples(dataset)
-        ]
-        values[f"psnr_db {dataset.name} {test_noise.name}"] = fmean(found)
+            score_image(
+                partial(denoise_image, network, tile_size=tile_size, device=config.device),
+                name=sample.name, clean=sample.clean, noisy=sample.noisy,
+            ).psnr_db
+            for sample in noise.samples(dataset)
+        ]  # fmt: skip
+        values[f"psnr_db {dataset.name} {noise.name}"] = fmean(found)
     return values
-
-
-def _validation(job: CellJob, config: Config) -> Iterator[tuple[str, np.ndarray, np.ndarray]]:
-    for name, image in job.inputs.validation_images.items():
-        clean = np.ascontiguousarray(image[..., :3])
-        is_pair = image.shape[2] == 6
-        yield name, clean, image[..., 3:] if is_pair else add_test_awgn(clean / 255, config.noise.validation_sigma)
 
 
 def _sets(config: Config) -> Iterator[tuple[Dataset, TestNoise]]:
@@ -182,13 +176,12 @@ def _sets(config: Config) -> Iterator[tuple[Dataset, TestNoise]]:
             yield dataset, parse_noise(name)
 
 
-def _save_crop(job: CellJob, config: Config, denoise: Callable[[Tensor], Tensor]) -> None:
-    """Keep the most detailed piece of the first validation image, denoised, above the clean one."""
-    _, clean, noisy = next(_validation(job, config))
-    top, left, height, width = most_detailed_crop(clean, min(_CROP_SIZE, *clean.shape[:2]))
+def _save_crop(path: Path, score: ImageScore, clean: np.ndarray) -> None:
+    """Keep the most detailed piece of an image, denoised, above the clean one."""
+    assert score.denoised is not None, "scores were asked for with their images"
+    top, left, height, width = most_detailed_crop(clean, _CROP_SIZE)
     window = np.s_[top : top + height, left : left + width]
-    denoised = to_image(denoise(to_tensor(noisy)))
-    Image.fromarray(np.concatenate([denoised[window], clean[window]])).save(job.folder / CROP_FILE)
+    write_image(path, np.concatenate([score.denoised[window], clean[window]]))
 
 
 def _crops(folder: Path, seed: int) -> Iterator[tuple[str, np.ndarray, float | None]]:

@@ -7,12 +7,11 @@ import logging
 from collections.abc import Sequence
 from pathlib import Path
 
-from pipeline.checkpoint import write_atomically
 from pipeline.config import Config
 from pipeline.experiments.cells import CellRecord
 from pipeline.experiments.experiment import Experiment
 from pipeline.experiments.report import Results
-from pipeline.tracking import TRACKING_ERRORS, Tracker
+from pipeline.tracking import RUN_ID_FILE, TRACKING_ERRORS, Tracker
 
 _logger = logging.getLogger(__name__)
 KIND_EXPERIMENT, KIND_CELL = "experiment", "cell"
@@ -33,13 +32,11 @@ class ExperimentTracking:
     """
 
     def __init__(self, folder: Path, uri: str, experiment: Experiment, config: Config) -> None:
-        remembered = folder / "mlflow_run_id"
         self.parent = Tracker.open(
             uri, f"{config.tracking.experiment}-experiments", f"{experiment.name} {config.name}", kind=KIND_EXPERIMENT,
             tags={"preset": config.name, "experiment": experiment.name},
-            run_id=remembered.read_text().strip() if remembered.exists() else None,
+            remember=folder / RUN_ID_FILE,
         )  # fmt: skip
-        write_atomically(remembered, self.parent.run_id + "\n")
         settings = config.to_dict()
         names = ("seed", "device", "data", "noise", "space", "prior", "search", "retrain", "experiment")
         self.parent.log_params({name: settings[name] for name in names})

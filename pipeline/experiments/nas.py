@@ -13,8 +13,7 @@ from torch import nn
 
 from pipeline.baselines import build_baseline, load_baseline, save_baseline
 from pipeline.config import Config
-from pipeline.data.part_data import split_images
-from pipeline.data.scenes import scenes_of
+from pipeline.data.patches import PatchSource
 from pipeline.experiments.experiment import CellJob, Claim, Column, Experiment, Values, Variant, compare
 from pipeline.experiments.networks import COST_COLUMNS, PSNR, time_network, train_and_score
 from pipeline.experiments.searches import (
@@ -27,7 +26,7 @@ from pipeline.experiments.searches import (
 )
 from pipeline.peers import ClearerSpace, ClearerSupernet, HinasSpace, HinasSupernet, search_darts
 from pipeline.priors import load_prior
-from pipeline.search import patch_sources, space_of
+from pipeline.search import patch_sources, space_of, split_training_images
 from pipeline.training import Trainer
 from search_space import Genotype, build_network, sample_genotype
 
@@ -47,20 +46,16 @@ _PEERS: dict[str, Callable[[], Any]] = {
 def run(job: CellJob) -> Values:
     """Search as the variant does, retrain from scratch and score; `search_seconds` is the search alone."""
     config = regardless_of_cost(job.config).with_settings({"retrain.distill_share": 0.0})
+    for path in job.folder.glob(PART_FILES):  # of a cell that was interrupted: what it had searched was not timed
+        path.unlink()
     start = time.perf_counter()
-    if job.variant == SEARCHED:
-        for path in job.folder.glob(PART_FILES):  # of a cell that was interrupted: what it had searched was not timed
-            path.unlink()
-        genotype, _ = find_network(job, config)
-        seconds = time.perf_counter() - start
-        return retrain(job, config, genotype) | {"search_seconds": seconds}
-    if job.variant == RANDOM:
-        genotype = _random_search(job, config)
+    if job.variant in (SEARCHED, RANDOM):
+        genotype = find_network(job, config)[0] if job.variant == SEARCHED else _random_search(job, config)
         seconds = time.perf_counter() - start
         return retrain(job, config, genotype) | {"search_seconds": seconds}
     found = search_darts(
-        _PEERS[job.variant], patch_sources(config, _halves(job, config)), seed=config.seed,
-        device=torch.device(config.device), max_steps=_num_steps(config),
+        _PEERS[job.variant], _sources(job, config), seed=config.seed, device=torch.device(config.device),
+        max_steps=_num_steps(config),
     )  # fmt: skip
     torch.manual_seed(config.seed)
     network = build_baseline(job.variant, genotype=found.genotype)
@@ -80,17 +75,14 @@ def _num_steps(config: Config) -> int:
     return config.search.num_epochs * config.search.steps_per_epoch
 
 
-def _halves(job: CellJob, config: Config) -> Any:
-    images = job.inputs.training_images
-    return split_images(
-        list(images.values()), config.data.architecture_share, patch_size=config.search.patch_size,
-        scenes=scenes_of(images),
-    )  # fmt: skip
+def _sources(job: CellJob, config: Config) -> dict[Any, PatchSource]:
+    """Return the patches that every search draws from."""
+    return patch_sources(config, split_training_images(config, job.inputs.training_images))
 
 
 def _random_search(job: CellJob, config: Config) -> Genotype:
     """Train random networks shortly on D_w and return the one with the least L1 on D_archi."""
-    sources = patch_sources(config, _halves(job, config))
+    sources = _sources(job, config)
     space = space_of(config, load_prior(config.prior.weights).num_channels)
     generator = torch.Generator().manual_seed(config.seed)
     batch_size, patch_size = config.search.batch_size, config.search.patch_size

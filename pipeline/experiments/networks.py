@@ -10,7 +10,7 @@ from torch import nn
 
 from latency import TimingRule, measure_network_ms
 from pipeline.config import Config
-from pipeline.data.patches import PatchSource
+from pipeline.data.patches import PatchSource, noisy_patches
 from pipeline.evaluate import evaluate_denoiser, mean_score
 from pipeline.experiments.experiment import CellJob, Column, Values
 from pipeline.priors import load_prior
@@ -44,6 +44,22 @@ def train_and_score(job: CellJob, config: Config, network: nn.Module) -> Values:
     Raises:
         FloatingPointError: the training diverged.
     """
+    trained = train(job, config, network)
+    score = mean_score(
+        evaluate_denoiser(
+            network, job.inputs.validation_images, sigma=config.noise.validation_sigma, device=config.device,
+            tile_size=config.evaluate.tile_size,
+        )
+    )  # fmt: skip
+    return {"psnr_db": score.psnr_db, "ssim": score.ssim} | trained
+
+
+def train(job: CellJob, config: Config, network: nn.Module) -> Values:
+    """Train as `train_and_score` does, without scoring: `num_parameters`, `macs` and `num_steps` are returned.
+
+    Raises:
+        FloatingPointError: the training diverged.
+    """
     device = torch.device(config.device)
     trainer = Trainer(
         network,
@@ -55,16 +71,8 @@ def train_and_score(job: CellJob, config: Config, network: nn.Module) -> Values:
     )
     train_to_the_end(trainer, job.folder / TRAINING_FILE)
     network.eval()
-    score = mean_score(
-        evaluate_denoiser(
-            network, job.inputs.validation_images, sigma=config.noise.validation_sigma, device=device,
-            tile_size=config.evaluate.tile_size,
-        )
-    )  # fmt: skip
     size = config.evaluate.image_size
     return {
-        "psnr_db": score.psnr_db,
-        "ssim": score.ssim,
         "num_parameters": num_parameters(network),
         "macs": network_macs(network, height=size, width=size),
         "num_steps": trainer.num_steps,
@@ -89,7 +97,4 @@ def time_network(config: Config, network: nn.Module) -> Values:
 
 def patch_source(config: Config, images: dict[str, np.ndarray]) -> PatchSource:
     """Return the source of training patches that `retrain` and `noise` describe."""
-    return PatchSource(
-        list(images.values()), patch_size=config.retrain.patch_size, noise_model=config.noise.model,
-        sigma_range=config.noise.sigma_range, gain_range=config.noise.gain_range,
-    )  # fmt: skip
+    return noisy_patches(list(images.values()), config.noise, patch_size=config.retrain.patch_size)

@@ -13,8 +13,6 @@ import torch
 from torch import Tensor
 
 from pipeline.config import Config
-from pipeline.data.part_data import split_images
-from pipeline.data.scenes import scenes_of
 from pipeline.experiments.experiment import CellJob, Claim, Column, Experiment, Values, Variant, compare
 from pipeline.experiments.memory import saved_bytes
 from pipeline.experiments.networks import COST_COLUMNS, PSNR
@@ -22,7 +20,7 @@ from pipeline.experiments.searches import measure_searched, regardless_of_cost, 
 from pipeline.experiments.whole_search import CleanPatches, WholeSearch, WholeSupernet
 from pipeline.part_search import new_supernet, sampled_l_dp
 from pipeline.priors import NUM_PARTS, load_prior
-from pipeline.search import SearchInputs, cost_models, part_data, patch_sources, search, space_of
+from pipeline.search import SearchInputs, cost_models, part_data, patch_sources, search, space_of, split_training_images
 from search_space import Genotype, SearchSpace
 
 _NUM_DRAWS = 24  # architecture steps over which memory is averaged
@@ -68,12 +66,8 @@ def _without(job: CellJob, config: Config) -> tuple[Genotype, Values]:
     space = space_of(config, load_prior(config.prior.weights).num_channels)
     device = torch.device(config.device)
     search_config = config.search
-    images = job.inputs.training_images
     start = time.perf_counter()
-    halves = split_images(
-        list(images.values()), config.data.architecture_share, patch_size=search_config.patch_size,
-        scenes=scenes_of(images),
-    )  # fmt: skip
+    halves = split_training_images(config, job.inputs.training_images)
     patches = CleanPatches(
         patch_sources(config, halves), num_patches=search_config.num_patches,
         architecture_share=config.data.architecture_share, batch_size=search_config.batch_size,

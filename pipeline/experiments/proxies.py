@@ -20,13 +20,14 @@ from pipeline.evaluate import evaluate_denoiser, mean_score
 from pipeline.experiments.drawing import new_figure, save_figure
 from pipeline.experiments.experiment import CellJob, Claim, Column, Experiment, Summary, Values, Variant
 from pipeline.experiments.networks import PSNR, patch_source, train_and_score
-from pipeline.experiments.random_architectures import inherited_network, predicted_ms, shared_architectures
+from pipeline.experiments.random_architectures import predicted_ms, shared_architectures
 from pipeline.experiments.rank_correlation import Estimate, attainable_tau, estimate, kendall_tau, pearson
 from pipeline.experiments.searches import search_inputs
 from pipeline.figure_style import BLUE, GREY, VERMILION
 from pipeline.losses import feature_distance
 from pipeline.priors import NUM_PARTS, Prior, load_prior
 from pipeline.search import SearchInputs, space_of
+from pipeline.shared_supernet import inherited_network
 from pipeline.training import Trainer
 from search_space import (
     DenoisingNetwork,

@@ -5,7 +5,7 @@ Called by `proxies`. Made once per seed by the first cell that asks, and kept be
 
 import fcntl
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -18,16 +18,12 @@ from pipeline.config import Config
 from pipeline.experiments.experiment import CellJob
 from pipeline.priors import NUM_PARTS
 from pipeline.search import SearchInputs, part_data
-from pipeline.shared_supernet import load_supernet, train_shared_supernet
+from pipeline.shared_supernet import load_supernets, train_shared_supernet
 from search_space import (
-    DenoisingNetwork,
     Genotype,
-    PartNetwork,
     PartSupernet,
     SearchSpace,
-    build_network,
     genotype_op_specs,
-    inherit_weights,
     sample_genotype,
 )
 
@@ -57,11 +53,7 @@ def shared_architectures(
                 for index in range(NUM_PARTS)
             ]  # fmt: skip
             save_checkpoint(trained, {"parts": weights})
-    supernets = []
-    for index, part_weights in enumerate(load_checkpoint(trained)["parts"]):
-        supernet = PartSupernet(index, space, generator=torch.Generator())
-        load_supernet(supernet, part_weights)
-        supernets.append(supernet.requires_grad_(False))
+    supernets = load_supernets(space, load_checkpoint(trained)["parts"])
     return [Genotype.from_dict(record) for record in json.loads(drawn.read_text())], supernets
 
 
@@ -89,15 +81,6 @@ def predicted_ms(job: CellJob, genotype: Genotype, size: int) -> float:
     assert job.inputs.table is not None, "the experiment asks for prices"
     specs = genotype_op_specs(genotype, height=size, width=size)
     return predict_latency_ms(job.inputs.table, [spec for part in specs for spec in part])
-
-
-def inherited_network(genotype: Genotype, supernets: Sequence[PartSupernet]) -> DenoisingNetwork:
-    """Build a network with the weights that the supernets have for it."""
-    network = build_network(genotype)
-    for part, supernet in zip(network.parts, supernets, strict=True):
-        assert isinstance(part, PartNetwork)
-        inherit_weights(part, supernet)
-    return network.requires_grad_(True)
 
 
 @contextmanager

@@ -11,8 +11,8 @@ import pandas as pd
 
 from pipeline.experiments.claims import Finding, overall
 from pipeline.experiments.experiment import Column, Experiment, Values, Variant
+from pipeline.markdown import GAP, markdown_row
 
-_GAP = "\N{EN DASH}"
 _PLUS_MINUS, _MINUS = "\N{PLUS-MINUS SIGN}", "\N{MINUS SIGN}"
 
 
@@ -46,15 +46,15 @@ def markdown_table(experiment: Experiment, table: pd.DataFrame) -> str:
     titles = [""]
     for column in experiment.columns:
         titles += [column.title, column.paper_title] if has_paper[column.key] else [column.title]
-    lines = [_line(titles), _line(["---"] + ["---:"] * (len(titles) - 1))]
+    lines = [markdown_row(titles), markdown_row(["---"] + ["---:"] * (len(titles) - 1))]
     for variant in experiment.variants:
         texts = [variant.label]
         for column in experiment.columns:
             row = cells.get((variant.name, column.key))
-            texts.append(_GAP if row is None else _number(column, row["mean"], row["std"]))
+            texts.append(GAP if row is None else _number(column, row["mean"], row["std"]))
             if has_paper[column.key]:
                 texts.append(_paper(column, variant))
-        lines.append(_line(texts))
+        lines.append(markdown_row(texts))
     return "\n".join(lines) + "\n"
 
 
@@ -87,12 +87,8 @@ def _number(column: Column, mean: float, std: float) -> str:
 
 def _paper(column: Column, variant: Variant) -> str:
     """The paper's figures are kept as it prints them."""
-    return f"{variant.paper[column.key]:g}" if column.key in variant.paper else _GAP
+    return f"{variant.paper[column.key]:g}" if column.key in variant.paper else GAP
 
 
 def _signed(value: float, digits: int) -> str:
     return f"{value:+.{digits}f}".replace("-", _MINUS)
-
-
-def _line(texts: list[str]) -> str:
-    return "| " + " | ".join(texts) + " |"

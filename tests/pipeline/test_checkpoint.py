@@ -14,6 +14,7 @@ from pipeline.checkpoint import (
     save_checkpoint,
     save_weights,
     write_atomically,
+    written_beside,
 )
 
 
@@ -153,3 +154,13 @@ def test_damaged_weights_are_refused(tmp_path: Path) -> None:
     path.write_text("not safetensors")
     with pytest.raises(ValueError, match="cannot be read"):
         load_weights(path)
+
+
+def test_any_error_leaves_the_old_file_and_nothing_beside_it(tmp_path: Path) -> None:
+    path = tmp_path / "result.txt"
+    path.write_text("old")
+    with pytest.raises(ZeroDivisionError), written_beside(path) as beside:
+        beside.write_text("half")
+        raise ZeroDivisionError
+    assert [found.name for found in tmp_path.iterdir()] == ["result.txt"]
+    assert path.read_text() == "old"

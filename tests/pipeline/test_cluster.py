@@ -8,7 +8,7 @@ import pytest
 from ops import create_op, list_ops, registry
 from ops.spec import OpSpec
 from pipeline import cluster
-from pipeline.cluster import load_op_files, ray_session, read_op_files
+from pipeline.cluster import cluster_address, load_op_files, ray_session, read_op_files
 from pipeline.settings import RayConfig
 
 SOURCE = """
@@ -85,6 +85,14 @@ def test_a_failing_file_may_be_mended_and_loaded(tmp_path: Path) -> None:
     path.write_text(SOURCE.format(name="mended"))
     load_op_files(read_op_files((str(path),)))
     assert "mended" in list_ops()
+
+
+def test_a_command_joins_the_cluster_of_the_settings_then_of_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    assert cluster_address(RayConfig()) is None
+    monkeypatch.setenv("RAY_ADDRESS", "auto")
+    assert cluster_address(RayConfig()) == "auto"
+    assert cluster_address(RayConfig(address="10.0.0.1:6379")) == "10.0.0.1:6379"
 
 
 @pytest.mark.parametrize("address", ["127.0.0.1:1", "ray://127.0.0.1:1", "127.0.0.1:99999"])
