@@ -225,10 +225,7 @@ class _PartSearch:
         return PartSearchResult(
             part=network.part,
             weights={name: tensor.detach().cpu().contiguous() for name, tensor in network.state_dict().items()},
-            probabilities={
-                name: [[round(p, 6) for p in row] for row in values.tolist()]
-                for name, values in arch.probabilities().items()
-            },
+            probabilities={name: values.tolist() for name, values in arch.probabilities().items()},
             entropies=arch.entropies(),
             num_bad_steps=self.num_bad_steps,
         )

@@ -34,12 +34,11 @@ from pipeline.part_search import PartSearchResult
 from pipeline.pictures import ComparisonRow, comparison_figure
 from pipeline.priors import NUM_PARTS, Prior, load_prior
 from search_space import (
-    ArchParameters,
     DenoisingNetwork,
     Genotype,
     SearchSpace,
     build_network,
-    derive,
+    derive_probabilities,
     genotype_op_specs,
     network_macs,
     num_parameters,
@@ -367,12 +366,10 @@ def derive_again(run: Run, *, threshold: float) -> Genotype:
         ValueError: `threshold` outside [0, 1).
     """
     _, results = run.finished_search()
-    arch = ArchParameters(run.space, generator=torch.Generator())
     parts = []
     for result in results:
-        for name, parameter in arch.named_parameters():
-            parameter.data = torch.tensor(result.probabilities[name]).clamp_min(1e-12).log()
-        parts.append(derive(arch, threshold=threshold))
+        probabilities = {name: torch.tensor(rows) for name, rows in result.probabilities.items()}
+        parts.append(derive_probabilities(probabilities, run.space, threshold=threshold))
     return Genotype.of(run.space, parts)
 
 

@@ -12,7 +12,7 @@ from search_space.complexity import (
     op_macs,
     op_num_parameters,
 )
-from search_space.derive import DEFAULT_THRESHOLD, choices_of, derive, perturb, redraw
+from search_space.derive import DEFAULT_THRESHOLD, choices_of, derive, derive_probabilities, perturb, redraw
 from search_space.estimators import ESTIMATORS, Estimator, Selection, gumbel_noise, select
 from search_space.expected_cost import LEVEL_WEIGHTS, CostModel, PartCost, restrict_to_budget, space_op_specs
 from search_space.genotype import NUM_PARTS, CellGenotype, Genotype, PartGenotype
@@ -58,6 +58,7 @@ __all__ = [
     "cell_op_specs",
     "choices_of",
     "derive",
+    "derive_probabilities",
     "genotype_macs",
     "genotype_num_parameters",
     "genotype_op_specs",

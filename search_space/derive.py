@@ -4,6 +4,7 @@ Called at the end of a part search. The paper says "decode": arXiv 2502.13359, S
 """
 
 import copy
+from collections.abc import Mapping
 
 import torch
 from torch import Tensor
@@ -50,10 +51,17 @@ def derive(arch: ArchParameters, *, threshold: float = DEFAULT_THRESHOLD) -> Par
     Raises:
         ValueError: `threshold` outside [0, 1).
     """
+    return derive_probabilities(arch.probabilities(), arch.space, threshold=threshold)
+
+
+def derive_probabilities(p: Mapping[str, Tensor], space: SearchSpace, *, threshold: float) -> PartGenotype:
+    """Decide as `derive` does from what `ArchParameters.probabilities` gave, to the last bit.
+
+    Raises:
+        ValueError: `threshold` outside [0, 1).
+    """
     if not 0 <= threshold < 1:
         raise ValueError(f"`threshold` must lie in [0, 1), got {threshold}")
-    space = arch.space
-    p = arch.probabilities()
     out_widths = {cell: WIDTHS[int(p["gamma"][n].argmax())] for n, cell in enumerate(space.cells)}
     out_widths[CellPosition(0, 0)] = WIDTHS[0]
     cells = [
