@@ -22,7 +22,7 @@ from common import print_table, write_result
 from latency import keep_freed_memory
 from pipeline.cluster import ray_session
 from pipeline.collect import collect
-from pipeline.collection_tracking import BackgroundSender, CollectionTracking
+from pipeline.collection_tracking import CollectionTracking
 from pipeline.config import load_config
 from pipeline.records import Record
 from pipeline.run import open_run
@@ -47,14 +47,14 @@ def main() -> None:
         start = time.perf_counter()
         run = open_run(config)
         tracking = CollectionTracking(run.folder, f"sqlite:///{temporary}/mlflow.db", config)
-        with BackgroundSender(tracking) as sender, ray_session(config.ray):
+        with tracking.sender() as sender, ray_session(config.ray):
 
             def on_record(record: Record) -> None:
                 times.append(time.perf_counter())
                 sender.add(record)
 
             records = collect(run, num_searched=options.num, num_random=0, on_record=on_record)
-            sender.finish(records)
+            sender.finish(lambda: tracking.end(records))
         total = time.perf_counter() - start
     # The first trials share their wall time with the start of their processes: count from the first record on.
     wall = times[-1] - times[0]

@@ -4,6 +4,7 @@ Called by prior training, the part searches, retraining and whoever writes a res
 unknown classes.
 """
 
+import io
 import os
 import pickle
 import re
@@ -31,14 +32,27 @@ def written_beside(path: Path | str) -> Iterator[Path]:
     """
     path = Path(path)
     beside = path.with_name(f".{path.stem}.{os.getpid()}{path.suffix}")
+    with naming_file(path):
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            yield beside
+            os.replace(beside, path)
+        except BaseException:
+            beside.unlink(missing_ok=True)  # it would take the space that may be missing
+            raise
+
+
+@contextmanager
+def naming_file(path: Path) -> Iterator[None]:
+    """Let an error of the block name the file that was to be written, and what comes next.
+
+    Raises:
+        OSError: as the block's.
+    """
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        yield beside
-        os.replace(beside, path)
+        yield
     except OSError as error:
         raise OSError(error.errno, f"{error.strerror}; mend that and the same command goes on", str(path)) from error
-    finally:
-        beside.unlink(missing_ok=True)  # after an error it would take the space that is missing
 
 
 def remove_partial_files(folder: Path) -> None:
@@ -56,8 +70,10 @@ def write_atomically(path: Path | str, text: str) -> None:
 
 def save_checkpoint(path: Path | str, state: dict[str, Any]) -> None:
     """Save tensors, numbers, strings and containers of them; `path` never holds a partial file."""
-    with written_beside(path) as beside, beside.open("wb") as file:  # torch's own writer hides why it failed
-        torch.save(state, file)
+    buffer = io.BytesIO()  # torch's own writer hides why a file could not be written
+    torch.save(state, buffer)
+    with written_beside(path) as beside:
+        beside.write_bytes(buffer.getbuffer())
 
 
 def load_checkpoint(path: Path | str, *, map_location: str | torch.device = "cpu") -> dict[str, Any]:

@@ -22,7 +22,7 @@ _EPILOG = """examples:
   denoise-nas denoise runs/quick noisy1.png noisy2.png --output cleaned
 """
 # What a user can cause; anything else is our own bug and shows its traceback.
-_USER_ERRORS = (ValueError, TypeError, KeyError, OSError, RuntimeError, FloatingPointError)
+_USER_ERRORS = (ValueError, TypeError, KeyError, OSError, RuntimeError, FloatingPointError, MemoryError)
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -47,6 +47,8 @@ def main(arguments: list[str] | None = None) -> int:
         if options.verbose:
             raise
         message = error.args[0] if isinstance(error, KeyError) and error.args else error
+        if isinstance(error, MemoryError):
+            message = f"out of memory: {error}"
         print(f"denoise-nas: error: {message}", file=sys.stderr)
         return 2
     return 0

@@ -10,16 +10,18 @@ import socket
 import tempfile
 import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import Any
 
 from pipeline.settings import RayConfig
 
-# Read by Ray when it is imported or started: no statistics sent, Ray Train's current implementation, no fatal limit on
-# memory shared with others.
+# Read by Ray when it is imported or started: no statistics sent, Ray Train's current implementation, which looks for
+# checkpoints this often (seconds), no fatal limit on memory shared with others.
 _ENVIRONMENT = {
     "RAY_USAGE_STATS_ENABLED": "0",
     "RAY_TRAIN_V2_ENABLED": "1",
+    "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.5",
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
     "RAY_DEDUP_LOGS": "0",
 }
@@ -45,10 +47,27 @@ def ray_session(config: RayConfig) -> Iterator[None]:
 
     Raises:
         ConnectionError: no cluster at the address, or it does not let us in.
+        RuntimeError: inside, Ray had no room left or lost a process.
     """
     address = cluster_address(config)
     for name, value in (_ENVIRONMENT if address is not None else _ENVIRONMENT | _LOCAL_ENVIRONMENT).items():
         os.environ.setdefault(name, value)
+    import ray
+
+    try:
+        with _initialised(config, address):
+            yield
+    except (ray.exceptions.ObjectStoreFullError, ray.exceptions.OutOfDiskError) as error:
+        raise RuntimeError(
+            "Ray's object store or the disk under it is full: raise `ray.object_store_mb` or free disk space, then the "
+            "same command goes on"
+        ) from error
+    except (ray.exceptions.RayActorError, ray.exceptions.NodeDiedError, ray.exceptions.WorkerCrashedError) as error:
+        raise RuntimeError(f"Ray lost a process: {str(error).splitlines()[0]}; the same command goes on") from error
+
+
+@contextmanager
+def _initialised(config: RayConfig, address: str | None) -> Iterator[None]:
     import ray
 
     if ray.is_initialized():
@@ -86,12 +105,24 @@ def ray_session(config: RayConfig) -> Iterator[None]:
         shutil.rmtree(folder, ignore_errors=True)
 
 
+def driver_queue() -> Any:
+    """Return a queue of Ray on the driver's own machine, so that no other machine takes it along; shut it down."""
+    import ray
+    from ray.util.queue import Queue
+    from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+    here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
+    return Queue(actor_options={"num_cpus": 0, "scheduling_strategy": here})
+
+
 def _sweep(root: Path) -> None:
     """Remove the folders of our local clusters whose driver was killed."""
     for folder in root.glob(f"{_FOLDER_PREFIX}*-*"):
         pid = folder.name.removeprefix(_FOLDER_PREFIX).partition("-")[0]
-        if pid.isdigit() and folder.stat().st_uid == os.getuid() and not _is_alive(int(pid)):
-            shutil.rmtree(folder, ignore_errors=True)
+        if pid.isdigit() and not _is_alive(int(pid)):
+            with suppress(OSError):  # of another user, or another command tidies too
+                if folder.stat().st_uid == os.getuid():
+                    shutil.rmtree(folder, ignore_errors=True)
 
 
 def _is_alive(pid: int) -> bool:

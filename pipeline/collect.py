@@ -22,7 +22,7 @@ from torch import Tensor
 
 from latency import LatencyTable, keep_freed_memory
 from pipeline.checkpoint import load_metadata, load_weights, save_weights, write_atomically
-from pipeline.cluster import load_op_files, read_op_files
+from pipeline.cluster import driver_queue, load_op_files, read_op_files
 from pipeline.config import Config
 from pipeline.plain import hash_of
 from pipeline.priors import NUM_PARTS
@@ -139,7 +139,7 @@ class Recorder(tune.Callback):
         return tune.Callback, ()  # Tune stores its callbacks to restore an experiment, which a collection never does
 
     def __enter__(self) -> "Recorder":
-        self.queue = Queue(actor_options={"num_cpus": 0})
+        self.queue = driver_queue()
         return self
 
     def __exit__(self, *error: object) -> None:
@@ -251,7 +251,7 @@ def shared_supernets(run: Run, inputs: "ray.ObjectRef[SearchInputs]") -> list[di
     for path in paths:
         if path.exists() and (found := load_metadata(path).get("supernet_key")) != key:
             raise ValueError(f"shared supernet {path} was trained with other settings (key {found}, this is {key})")
-    queue = Queue(actor_options={"num_cpus": 0})
+    queue = driver_queue()
     sources = read_op_files(config.space.op_files)
     tasks = {
         _train_supernet.options(num_cpus=config.ray.cpus_per_part, num_gpus=config.ray.gpus_per_part).remote(

@@ -5,17 +5,17 @@ sent, what it has is left alone, so sending again after any interruption is harm
 """
 
 import json
-import logging
 import tempfile
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
+from pipeline.checkpoint import write_atomically
 from pipeline.config import Config
 from pipeline.priors import NUM_PARTS
 from pipeline.records import Record
-from pipeline.tracking import RUN_ID_FILE, TRACKING_ERRORS, Tracker
+from pipeline.sending import UNSENT_FILE, BackgroundSender
+from pipeline.tracking import RUN_ID_FILE, Tracker
 from search_space import Genotype
 
 KIND_COLLECTION, KIND_ARCHITECTURE = "collection", "architecture"
@@ -23,8 +23,6 @@ COLUMNS = (
     "metrics.`proxy_psnr_db`", "metrics.`own_psnr_db`", "metrics.`predicted_ms`", "metrics.`gmacs`",
     "metrics.`parameters_k`", "params.`origin`", "params.`complexity_weight`", "params.`genotype_id`",
 )  # fmt: skip
-_RECORDS_PER_BATCH = 10
-_logger = logging.getLogger(__name__)
 
 
 class CollectionTracking:
@@ -41,6 +39,7 @@ class CollectionTracking:
     """
 
     def __init__(self, folder: Path, uri: str, config: Config) -> None:
+        self._unsent = folder / UNSENT_FILE
         self.parent = Tracker.open(
             uri, f"{config.tracking.experiment}-collections", f"collection {folder.name}", kind=KIND_COLLECTION,
             tags={"preset": config.name}, remember=folder / RUN_ID_FILE,
@@ -57,6 +56,7 @@ class CollectionTracking:
 
     def send(self, records: Sequence[Record]) -> int:
         """Send the records that MLflow lacks; return how many."""
+        self.parent.reach()
         num_sent = 0
         for record in records:
             run_id, is_finished = self._sent.get(record["key"], (None, False))
@@ -65,8 +65,9 @@ class CollectionTracking:
                 num_sent += 1
         return num_sent
 
-    def end(self, records: Sequence[Record]) -> None:
-        """Write the collection's totals and end the parent run."""
+    def end(self, records: Sequence[Record]) -> int:
+        """Send the records that MLflow lacks, write the collection's totals and end the parent run; return how many."""
+        num_sent = self.send(records)
         searched = [record for record in records if record["origin"] == "searched"]
         self.parent.log_metrics(
             {
@@ -77,6 +78,13 @@ class CollectionTracking:
             len(records),
         )
         self.parent.end()
+        self._unsent.unlink(missing_ok=True)
+        return num_sent
+
+    def sender(self) -> BackgroundSender[Record]:
+        """Return what sends records while the collection grows."""
+        write_atomically(self._unsent, "`denoise-nas track`, or the same command, sends what MLflow lacks\n")
+        return BackgroundSender(self.send, promise="records stay on disk for `denoise-nas track`")
 
     def _send(self, record: Record, run_id: str | None) -> str:
         child = self.parent.child(
@@ -105,46 +113,6 @@ class CollectionTracking:
             "viewMaximized": True,
             "runListHidden": False,
         }
-
-
-class BackgroundSender:
-    """Send records in batches from one thread, so that trials never wait for MLflow; use it as a context manager.
-
-    Where MLflow cannot be reached, one warning says so; the records are on disk, and later batches try again.
-    """
-
-    def __init__(self, tracking: CollectionTracking) -> None:
-        self._tracking = tracking
-        self._waiting: list[Record] = []
-        self._executor = ThreadPoolExecutor(max_workers=1)
-        self._has_warned = False
-
-    def __enter__(self) -> "BackgroundSender":
-        return self
-
-    def __exit__(self, *error: object) -> None:
-        self._executor.shutdown(cancel_futures=True)
-
-    def add(self, record: Record) -> None:
-        """Send `record` with the next batch."""
-        self._waiting.append(record)
-        if len(self._waiting) >= _RECORDS_PER_BATCH:
-            self._executor.submit(self._send, self._waiting)
-            self._waiting = []
-
-    def finish(self, records: Sequence[Record]) -> None:
-        """Send whatever of `records` is missing, and end the parent run."""
-        self._executor.submit(self._send, records, end=True).result()
-
-    def _send(self, records: Sequence[Record], *, end: bool = False) -> None:
-        try:
-            self._tracking.send(records)
-            if end:
-                self._tracking.end(records)
-        except TRACKING_ERRORS as error:
-            if not self._has_warned:
-                _logger.warning("MLflow fails; records stay on disk for `denoise-nas track`: %s", error)
-            self._has_warned = True
 
 
 def track_study(folder: Path, uri: str, config: Config, files: Sequence[Path]) -> None:

@@ -22,7 +22,8 @@ def run_command(options: argparse.Namespace, console: Console) -> None:
     """Price, search, derive, retrain, evaluate and record one architecture."""
     from pipeline import run as stages
     from pipeline.cluster import ray_session
-    from pipeline.summary import record_run, write_summary
+    from pipeline.run_tracking import RunTracking
+    from pipeline.summary import write_summary
 
     config = _config(options)
     summary_path = Path(config.output) / "summary.json"
@@ -30,14 +31,15 @@ def run_command(options: argparse.Namespace, console: Console) -> None:
         if summary_path.exists():
             console.print(f"{run.folder} holds this run already, finished; its summary:", soft_wrap=True)
             summary = json.loads(summary_path.read_text())
+            if RunTracking.has_unsent(run.folder):
+                stack.enter_context(RunTracking(run)).finish(summary)
         else:
-            tracker = stack.enter_context(_tracker(config, run.folder))
-            tracker.log_params(_params(config))
-            stack.enter_context(ray_session(config.ray))
-            summary = stages.replace_log(run, tracker.log_metrics).execute()
-            summary["mlflow_run_id"] = tracker.run_id
-            record_run(run, tracker, summary)
+            tracking = stack.enter_context(RunTracking(run))
+            with ray_session(config.ray):
+                summary = stages.replace_log(run, tracking.log).execute()
+            summary["mlflow_run_id"] = tracking.run_id
             write_summary(run.folder, summary)
+            tracking.finish(summary)
     console.print(summary_table(summary))
     console.print(f"everything is in {run.folder}; see it with: mlflow ui --backend-store-uri {config.tracking_uri}",
                   soft_wrap=True)  # fmt: skip
@@ -98,7 +100,7 @@ def collect_command(options: argparse.Namespace, console: Console) -> None:
     """Search many architectures and keep a record of each; resumes."""
     from pipeline.cluster import ray_session
     from pipeline.collect import DATASET_FOLDER, claim_collection, collect
-    from pipeline.collection_tracking import BackgroundSender, CollectionTracking
+    from pipeline.collection_tracking import CollectionTracking
 
     for name in ("sampler", "retrain_steps"):
         if getattr(options, name) is not None:
@@ -110,10 +112,10 @@ def collect_command(options: argparse.Namespace, console: Console) -> None:
     with _opened(config, console) as run, ExitStack() as stack:
         claim_collection(run.folder, config)  # before anything is tracked
         tracking = CollectionTracking(run.folder, config.tracking_uri, config)
-        sender = stack.enter_context(BackgroundSender(tracking))
+        sender = stack.enter_context(tracking.sender())
         stack.enter_context(ray_session(config.ray))
         records = collect(run, num_searched=options.num, num_random=options.random, on_record=sender.add)
-        sender.finish(records)
+        sender.finish(lambda: tracking.end(records))
     console.print(collection_table(records))
     console.print(
         f"data set: {run.path(DATASET_FOLDER)}\nmlflow ui --backend-store-uri {config.tracking_uri}\n"
@@ -133,8 +135,7 @@ def track_command(options: argparse.Namespace, console: Console) -> None:
     config = _collection_config(folder, options)
     with locked(folder):
         tracking = CollectionTracking(folder, config.tracking_uri, config)
-        num_sent = tracking.send(records)
-        tracking.end(records)
+        num_sent = tracking.end(records)
     console.print(f"{num_sent} of {len(records)} records sent to {config.tracking_uri}", soft_wrap=True)
 
 
@@ -229,6 +230,7 @@ def baseline_train_command(options: argparse.Namespace, console: Console) -> Non
     from pipeline.baseline_training import parse_sizes, train_baseline, trainable_baselines
     from pipeline.evaluate import evaluate_denoiser, mean_score
     from pipeline.models import load_denoiser
+    from pipeline.run_tracking import open_tracker, run_params
 
     if options.name not in trainable_baselines():
         raise ValueError(f"`NAME` must be one of {', '.join(trainable_baselines())}, got {options.name!r}")
@@ -236,8 +238,8 @@ def baseline_train_command(options: argparse.Namespace, console: Console) -> Non
     config = _config(options)
     if not options.output and not any(text.startswith("output=") for text in options.overrides):
         config = config.with_settings({"output": f"{config.output}-{options.name}"})
-    with _opened(config, console) as run, _tracker(config, run.folder, kind="baseline") as tracker:
-        tracker.log_params({"baseline": options.name, "sizes": sizes} | _params(config))
+    with _opened(config, console) as run, open_tracker(config, run.folder, kind="baseline") as tracker:
+        tracker.log_params({"baseline": options.name, "sizes": sizes} | run_params(config))
         weights = train_baseline(run, options.name, sizes, log=tracker.log_metrics)
         scores = evaluate_denoiser(
             load_denoiser(weights).to(config.device), run.validation_images, sigma=config.noise.validation_sigma,
@@ -301,19 +303,3 @@ def _config(options: argparse.Namespace) -> Config:
     if getattr(options, "output", None):
         overrides.append(f"output={json.dumps(options.output)}")
     return load_config(options.config, overrides)
-
-
-def _params(config: Config) -> dict[str, Any]:
-    settings = config.lasting_settings()
-    for key in ("ray", "tracking", "prior_train", "output", "name"):
-        del settings[key]
-    return settings | {"config_hash": config.config_hash}
-
-
-def _tracker(config: Config, folder: Path, *, kind: str = "architecture") -> Any:
-    from pipeline.tracking import RUN_ID_FILE, Tracker
-
-    return Tracker.open(
-        config.tracking_uri, config.tracking.experiment, f"{config.name} seed {config.seed}", kind=kind,
-        tags={"preset": config.name, "config_hash": config.config_hash}, remember=folder / RUN_ID_FILE,
-    )  # fmt: skip

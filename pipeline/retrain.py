@@ -9,6 +9,7 @@ import json
 import tempfile
 import threading
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor, wait
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +23,7 @@ from torch import Tensor
 
 from latency import keep_freed_memory
 from pipeline.checkpoint import load_checkpoint, save_checkpoint
-from pipeline.cluster import load_op_files, read_op_files
+from pipeline.cluster import driver_queue, load_op_files, read_op_files
 from pipeline.config import Config
 from pipeline.data.patches import noisy_patches
 from pipeline.priors import load_prior
@@ -52,7 +53,8 @@ def retrain(
         images: (H, W, 3) uint8 clean training images.
         inherited: weights of the three parts to start from, or None to start from scratch.
         folder: Ray Train's storage.
-        log: called with (epoch, metrics) on the driver.
+        log: called with (epoch, metrics) on the driver, once per epoch; a training that goes on tells of the epochs
+            before at its end.
 
     Returns:
         State of the trained `DenoisingNetwork` on the CPU.
@@ -60,7 +62,7 @@ def retrain(
     Raises:
         RuntimeError: the training failed; the message names the cause.
     """
-    queue = Queue(actor_options={"num_cpus": 0})
+    queue = driver_queue()
     trainer = ray.train.torch.TorchTrainer(
         train_worker,
         train_loop_config={
@@ -84,20 +86,31 @@ def retrain(
             checkpoint_config=ray.train.CheckpointConfig(num_to_keep=2),
         ),
     )
+    told: set[int] = set()
+
+    def tell(epoch: int, metrics: dict[str, float]) -> None:
+        if log is not None and epoch not in told:
+            told.add(epoch)
+            log(epoch, metrics)
+
     stop = threading.Event()
-    reader = threading.Thread(target=_forward_logs, args=(queue, log, stop), daemon=True)
-    reader.start()
-    try:
-        result = trainer.fit()
-    except ray.train.TrainingFailedError as error:
-        raise RuntimeError(f"retraining failed: {error}") from error
-    finally:
-        stop.set()
-        reader.join()
-        queue.shutdown()
+    with ThreadPoolExecutor(max_workers=1) as executor:
+        reader = executor.submit(_forward_logs, queue, tell, stop)
+        try:
+            result = trainer.fit()
+        except ray.train.TrainingFailedError as error:
+            raise RuntimeError(f"retraining failed: {error}") from error
+        finally:
+            stop.set()
+            wait([reader])
+            queue.shutdown()
+        reader.result()  # what went wrong there ends the run too
     assert result.checkpoint is not None, "every epoch reports a checkpoint"
     with result.checkpoint.as_directory() as directory:
-        return load_checkpoint(Path(directory) / _STATE_FILE)["network"]
+        state = load_checkpoint(Path(directory) / _STATE_FILE)
+    for entry in state["history"]:  # the queue may have died with some
+        tell(*entry)
+    return state["network"]
 
 
 def train_worker(settings: dict[str, Any]) -> None:
@@ -128,23 +141,30 @@ def train_worker(settings: dict[str, Any]) -> None:
         wrap=(lambda module: ray.train.torch.prepare_model(module)) if num_workers > 1 else (lambda module: module),
         num_workers=num_workers,
     )
-    first_epoch = 0
+    history: list[tuple[int, dict[str, float]]] = []
     if checkpoint := ray.train.get_checkpoint():
         with checkpoint.as_directory() as directory:
             state = load_checkpoint(Path(directory) / _STATE_FILE, map_location=device)
         trainer.load_state(state | {"generator": state["generators"][min(rank, len(state["generators"]) - 1)]})
-        first_epoch = state["epoch"]
-    for epoch in range(first_epoch, config.retrain.num_epochs):
-        metrics = trainer.run_epoch()
+        history = state["history"]
+    for epoch in range(len(history), config.retrain.num_epochs):
+        try:
+            metrics = trainer.run_epoch()
+        except FloatingPointError as error:
+            raise FloatingPointError(f"epoch {epoch + 1}: {error}; the last good checkpoint is epoch {epoch}") from None
+        history.append((epoch + 1, metrics))
         generators = _gather_generators(trainer.generator.get_state(), num_workers)
         with tempfile.TemporaryDirectory() as directory:
             report = None
             if rank == 0:
-                state = trainer.state() | {"epoch": epoch + 1, "generators": generators}
+                state = trainer.state() | {"history": history, "generators": generators}
                 save_checkpoint(Path(directory) / _STATE_FILE, state)
                 report = ray.train.Checkpoint.from_directory(directory)
-                settings["queue"].put((epoch + 1, metrics))
             ray.train.report(metrics, checkpoint=report)
+        if rank == 0:
+            # Ray keeps a report seconds after the call returned; what dies before would be repeated, two epochs even.
+            ray.train.get_all_reported_checkpoints(consistency_mode=ray.train.CheckpointConsistencyMode.COMMITTED)
+            settings["queue"].put((epoch + 1, metrics))
 
 
 def _gather_generators(state: Tensor, num_workers: int) -> list[Tensor]:
@@ -156,13 +176,11 @@ def _gather_generators(state: Tensor, num_workers: int) -> list[Tensor]:
     return [tensor for tensor in gathered if tensor is not None]
 
 
-def _forward_logs(queue: Queue, log: EpochLog | None, stop: threading.Event) -> None:
+def _forward_logs(queue: Queue, tell: EpochLog, stop: threading.Event) -> None:
     while True:
         is_last = stop.wait(0.3)
         while not queue.empty():
-            epoch, metrics = queue.get()
-            if log is not None:
-                log(epoch, metrics)
+            tell(*queue.get())
         if is_last:
             return
 

@@ -154,7 +154,12 @@ class Run:
                 "key": key,
                 "genotype": result.genotype.to_json(),
                 "parts": [
-                    {"weights": p.weights, "probabilities": p.probabilities, "entropies": p.entropies}
+                    {
+                        "weights": p.weights,
+                        "probabilities": p.probabilities,
+                        "entropies": p.entropies,
+                        "num_bad_steps": p.num_bad_steps,
+                    }
                     for p in result.parts
                 ],
             },
@@ -297,6 +302,7 @@ class Run:
             **results,
             "start": self.config.retrain.start,
             "entropies": [part.entropies for part in parts],
+            "num_bad_steps": [part.num_bad_steps for part in parts],
             "seconds": seconds,
         }
 

@@ -5,8 +5,10 @@ Called by `pipeline.run`. Each actor runs `part_search.search_part`; the driver 
 """
 
 import json
+import logging
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -37,6 +39,14 @@ from search_space import CostModel, Genotype, SearchSpace, op_macs, op_num_param
 
 EpochLog = Callable[[int, int, dict[str, float]], None]
 _POLL_SECONDS = 0.5
+# What a caller sees of an actor that died, was killed for its memory, or was on a machine that is gone.
+_DEATHS = (
+    ray.exceptions.RayActorError,
+    ray.exceptions.OutOfMemoryError,
+    ray.exceptions.NodeDiedError,
+    ray.exceptions.ObjectLostError,
+)
+_logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -122,7 +132,8 @@ def search(
 ) -> SearchResult:
     """Search the three parts concurrently and put their architectures together.
 
-    Needs an initialised Ray. Goes on from the checkpoints in `checkpoint_folder` where they exist.
+    Needs an initialised Ray. Goes on from the checkpoints in `checkpoint_folder` where they exist: so does, with a
+    warning, a part whose process or machine dies, at most `ray.max_failures` times.
 
     Args:
         config: settings; `search.target_ms` is divided among the parts as their uniform architectures' costs are.
@@ -133,24 +144,43 @@ def search(
         log: called with (part index, epoch, metrics) on the driver.
 
     Raises:
-        RuntimeError: a part search failed; the message names the part and the cause.
+        RuntimeError: a part search failed, or its process died too often; the message names the part and the cause.
     """
     jobs = part_jobs(config, space, costs, checkpoint_folder=checkpoint_folder)
     actors = start_part_actors(config)
     shared = ray.put(inputs)
-    runs = [actor.run.remote(job, shared) for actor, job in zip(actors, jobs, strict=True)]
+    pending = {actor.run.remote(job, shared): i for i, (actor, job) in enumerate(zip(actors, jobs, strict=True))}
+    results: dict[int, PartSearchResult] = {}
+    num_deaths = [0] * NUM_PARTS
     try:
-        pending = list(runs)
         while pending:
-            done, pending = ray.wait(pending, num_returns=len(pending), timeout=_POLL_SECONDS)
+            done, _ = ray.wait(list(pending), num_returns=len(pending), timeout=_POLL_SECONDS)
             for run in done:
-                get_part(run, runs.index(run))  # a part that failed ends the search at once
-            _forward_logs(actors, log)
-        results = [get_part(run, index) for index, run in enumerate(runs)]
+                index = pending.pop(run)
+                try:
+                    results[index] = get_part(run, index)  # a part that failed ends the search at once
+                    _forward_logs(actors[index], index, log)
+                except PartDiedError as error:
+                    num_deaths[index] += 1
+                    if num_deaths[index] > config.ray.max_failures:
+                        raise
+                    _logger.warning("%s; started again (%d of %d)", error, num_deaths[index], config.ray.max_failures)
+                    ray.kill(actors[index])  # it may live on behind a lost connection
+                    time.sleep(num_deaths[index])  # seconds until a machine that is gone is known to be
+                    actors[index] = start_part_actor(config, index)
+                    pending[actors[index].run.remote(jobs[index], shared)] = index
+            for index in pending.values():
+                with suppress(PartDiedError):  # what it was asked to run fails too
+                    _forward_logs(actors[index], index, log)
     finally:
         for actor in actors:
             ray.kill(actor)
-    return SearchResult(genotype=Genotype.of(space, [result.part for result in results]), parts=tuple(results))
+    parts = tuple(results[index] for index in range(NUM_PARTS))
+    return SearchResult(genotype=Genotype.of(space, [result.part for result in parts]), parts=parts)
+
+
+class PartDiedError(RuntimeError):
+    """The process that searched a part died, or its machine."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -186,23 +216,26 @@ def part_jobs(
     ]  # fmt: skip
 
 
-def start_part_actors(config: Config, scheduling: Sequence[Any] = ()) -> list[Any]:
-    """Start one process per part; needs an initialised Ray.
+def start_part_actor(config: Config, part_index: int, **options: Any) -> Any:
+    """Start a process for the searches of one part; needs an initialised Ray.
 
     Args:
         config: resources and operator files.
-        scheduling: Ray's scheduling strategy of each actor; none by default.
+        part_index: 0, 1 or 2.
+        options: more of Ray's options, such as a scheduling strategy.
 
     Returns:
-        Actors whose `run` takes a `PartJob` and a reference to `SearchInputs`, and returns a `PartSearchResult`.
+        An actor whose `run` takes a `PartJob` and a reference to `SearchInputs`, and returns a `PartSearchResult`.
     """
-    op_sources = read_op_files(config.space.op_files)
     resources = {"num_cpus": config.ray.cpus_per_part, "num_gpus": config.ray.gpus_per_part}
+    actor = PartActor.options(**resources, **options)  # type: ignore[attr-defined]
+    return actor.remote(part_index, read_op_files(config.space.op_files))
+
+
+def start_part_actors(config: Config, scheduling: Sequence[Any] = ()) -> list[Any]:
+    """Start one process per part, see `start_part_actor`; `scheduling` holds Ray's strategy of each, or nothing."""
     options = [{"scheduling_strategy": strategy} for strategy in scheduling] or [{}] * NUM_PARTS
-    return [
-        PartActor.options(**resources, **more).remote(index, op_sources)  # type: ignore[attr-defined]
-        for index, more in enumerate(options)
-    ]
+    return [start_part_actor(config, index, **more) for index, more in enumerate(options)]
 
 
 def part_targets(config: Config, space: SearchSpace, costs: list[CostModel]) -> list[float | None]:
@@ -226,25 +259,34 @@ def get_part(reference: Any, part_index: int) -> PartSearchResult:
     """Wait for a part search.
 
     Raises:
-        RuntimeError: it failed, or its process died; the message names the part and the cause.
+        RuntimeError: it failed; the message names the part and the cause.
+        PartDiedError: its process died.
     """
-    try:
+    with _deaths_of(part_index):
         return ray.get(reference)
+
+
+@contextmanager
+def _deaths_of(part_index: int) -> Iterator[None]:
+    try:
+        yield
     except ray.exceptions.RayTaskError as error:
         cause = error.cause if isinstance(error.cause, Exception) else error
         raise RuntimeError(f"the search of part {part_index} failed: {type(cause).__name__}: {cause}") from error
-    except ray.exceptions.RayActorError as error:
-        raise RuntimeError(
-            f"the process that searched part {part_index} died; run the same command again to go on from its last epoch"
+    except _DEATHS as error:
+        why = ", its memory was full" if isinstance(error, ray.exceptions.OutOfMemoryError) else ""
+        raise PartDiedError(
+            f"the process that searched part {part_index} died{why}; the same command goes on from its last epoch"
         ) from error
 
 
-def _forward_logs(actors: list[Any], log: EpochLog | None) -> None:
+def _forward_logs(actor: Any, part_index: int, log: EpochLog | None) -> None:
     if log is None:
         return
-    for index, actor in enumerate(actors):
-        for epoch, metrics in ray.get(actor.poll.remote()):
-            log(index, epoch, metrics)
+    with _deaths_of(part_index):
+        rows = ray.get(actor.poll.remote())
+    for epoch, metrics in rows:
+        log(part_index, epoch, metrics)
 
 
 def split_training_images(
@@ -285,12 +327,7 @@ class PartActor:
         config = job.config
         torch.set_num_threads(config.search.threads_per_part)
         device = torch.device(config.device)
-        start = time.perf_counter()
         self.rows = []
-
-        def log(epoch: int, metrics: dict[str, float]) -> None:
-            self.rows.append((epoch, metrics | {"seconds": time.perf_counter() - start}))
-
         return search_part(
             self.part_index,
             job.space,
@@ -303,7 +340,7 @@ class PartActor:
             initial_weights=None if initial_weights is None else initial_weights[self.part_index],
             checkpoint_path=None if job.checkpoint_path is None else Path(job.checkpoint_path),
             checkpoint_key=search_key(config),
-            log=log,
+            log=lambda epoch, metrics: self.rows.append((epoch, metrics)),
         )
 
     def poll(self) -> list[tuple[int, dict[str, float]]]:

@@ -122,6 +122,15 @@ class Tracker:
             write_atomically(remember, run_id + "\n")
         return cls(client, tracking_uri=tracking_uri, experiment_id=experiment_id, run_id=run_id)
 
+    def reach(self) -> None:
+        """Ask the server for an answer.
+
+        Raises:
+            ConnectionError: none within seconds, where a call would try for a minute.
+        """
+        if not self.tracking_uri.startswith(_SQLITE_PREFIX):
+            _reach(self.tracking_uri)
+
     def child(self, run_name: str, *, kind: str, tags: Mapping[str, str], run_id: str | None = None) -> "Tracker":
         """Create a child run in the same experiment, or go on with one; cheaper than `open`, which asks more."""
         all_tags = {key: _shorten(value, MAX_TAG_LENGTH) for key, value in {**tags, "kind": kind}.items()}
@@ -168,12 +177,21 @@ class Tracker:
 
         MLflow would store infinity as 1.8e308, which ruins every chart, and one bad value should not end a long search.
         """
-        self._log_metrics([(name, value, step) for name, value in metrics.items()])
+        self.log_history([{"step": step} | dict(metrics)])
 
     def log_history(self, rows: Iterable[Mapping[str, float]]) -> None:
-        """Log many steps at once: each row holds `step` and metrics; values are treated as in `log_metrics`."""
+        """Log many steps at once: each row holds `step` and metrics; values are treated as in `log_metrics`.
+
+        A row may hold its `time_ms` since 1970, by default now; with it, logging the row again changes nothing.
+        """
+        now = time.time() * 1000
         self._log_metrics(
-            [(name, value, int(row["step"])) for row in rows for name, value in row.items() if name != "step"]
+            [
+                (name, value, int(row.get("time_ms", now)), int(row["step"]))
+                for row in rows
+                for name, value in row.items()
+                if name not in ("step", "time_ms")
+            ]
         )
 
     def log_artifact(self, path: Path | str, folder: str | None = None) -> None:
@@ -215,12 +233,11 @@ class Tracker:
         except MlflowException as second:  # the first error matters more
             _logger.warning("run %s stays marked as running: %s", self.run_id, second)
 
-    def _log_metrics(self, values: Sequence[tuple[str, float, int]]) -> None:
-        now = int(time.time() * 1000)
+    def _log_metrics(self, values: Sequence[tuple[str, float, int, int]]) -> None:
         entries = []
-        for name, value, step in values:
+        for name, value, time_ms, step in values:
             if math.isfinite(value):
-                entries.append(Metric(name, float(value), now, step))
+                entries.append(Metric(name, float(value), time_ms, step))
             elif name not in self._skipped:
                 self._skipped.add(name)
                 _logger.warning(

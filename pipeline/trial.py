@@ -159,6 +159,7 @@ class CollectionTrial(tune.Trainable):
             "search_seconds": round(seconds, 3),
             **{f"l_dp_part{i}": rows[-1][1]["l_dp_weights"] for i, rows in enumerate(logs)},
             **entropies,
+            "num_bad_steps": sum(result.num_bad_steps for result in results),
             "cells": cell_rows(
                 genotype, space, [result.probabilities for result in results], size=config.latency.image_size
             ),

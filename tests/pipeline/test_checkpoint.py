@@ -1,5 +1,6 @@
 import os
 import pickle
+import resource
 from pathlib import Path
 from typing import Any
 
@@ -76,6 +77,25 @@ def test_a_full_disk_is_one_error_that_names_the_file_and_leaves_nothing(tmp_pat
         else:
             write_atomically(path, "x" * 100_000)
     assert list(tmp_path.iterdir()) == [path] and path.read_text() == "before"
+
+
+@pytest.mark.parametrize("num_bytes", [100, 20_000, 300_000])
+@pytest.mark.parametrize("writer", ["checkpoint", "weights", "text"])
+def test_a_disk_that_becomes_full_while_writing_is_the_same_error(tmp_path: Path, writer: str, num_bytes: int) -> None:
+    """A limit on the size of files takes the first bytes and refuses the rest."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (num_bytes, before[1]))
+    try:
+        with pytest.raises(OSError, match=r"File too large; mend that and the same command goes on: .*part0\.pt"):
+            if writer == "checkpoint":
+                save_checkpoint(tmp_path / "part0.pt", {"w": torch.zeros(50_000), "v": torch.zeros(50_000)})
+            elif writer == "weights":
+                save_weights(tmp_path / "part0.pt", {"w": torch.zeros(100_000)})
+            else:
+                write_atomically(tmp_path / "part0.pt", "x" * 400_000)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_a_folder_that_nobody_can_write_in_is_named() -> None:

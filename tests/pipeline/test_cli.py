@@ -8,11 +8,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 from pipeline.cli import main
 from pipeline.data.images import read_image, write_image
 from pipeline.priors import MIRNet, load_prior, save_prior
+from pipeline.run import locked
 
 COMMANDS = (
     "run", "latency build", "prior train", "baseline train", "search", "derive", "retrain", "evaluate", "denoise",
@@ -275,3 +277,46 @@ def test_the_saved_configuration_is_the_resolved_one(capsys: pytest.CaptureFixtu
     fail(capsys, "derive", "--config", "tiny", "--output", "mine", "seed=4")
     assert "seed: 4" in (elsewhere / "mine" / "config.yaml").read_text()
     assert json.dumps("mine").strip('"') in (elsewhere / "mine" / "config.yaml").read_text()
+
+
+HOLD = """
+import sys, time
+from pathlib import Path
+from pipeline.run import locked
+with locked(Path(sys.argv[1])):
+    print("locked", flush=True)
+    time.sleep(600)
+"""
+
+
+def test_a_second_command_in_a_folder_is_refused_until_the_first_is_gone_however_it_ends(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = tmp_path / "run"
+    command = ["search", "--config", "tiny", "--output", str(folder)]
+    folder.mkdir()
+    holder = subprocess.Popen(
+        [sys.executable, "-c", HOLD, str(folder)], stdout=subprocess.PIPE, text=True, cwd=Path(__file__).parents[2]
+    )
+    try:
+        assert holder.stdout is not None and holder.stdout.readline() == "locked\n"
+        assert main(command) == 2
+        assert f"another process is working in {folder}; wait for it or choose another" in capsys.readouterr().err
+    finally:
+        holder.kill()
+        holder.communicate()
+    with locked(folder):
+        pass
+
+
+def test_memory_that_runs_out_is_one_line(
+    monkeypatch: pytest.MonkeyPatch, model: str, photograph: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The network asks for more than there can be."""
+
+    def greedy(self: MIRNet, noisy: torch.Tensor) -> torch.Tensor:
+        return noisy + torch.from_numpy(np.empty(2**61, np.uint8))
+
+    monkeypatch.setattr(MIRNet, "forward", greedy)
+    assert main(["denoise", model, photograph, "--output", "out"]) == 2
+    assert "denoise-nas: error: out of memory: Unable to allocate 2.00 EiB" in capsys.readouterr().err

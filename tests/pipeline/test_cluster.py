@@ -1,5 +1,8 @@
 """Operator files of the user; Ray itself is exercised by `test_run.py`."""
 
+import os
+import subprocess
+import sys
 import time
 from pathlib import Path
 
@@ -93,6 +96,16 @@ def test_a_command_joins_the_cluster_of_the_settings_then_of_the_environment(mon
     monkeypatch.setenv("RAY_ADDRESS", "auto")
     assert cluster_address(RayConfig()) == "auto"
     assert cluster_address(RayConfig(address="10.0.0.1:6379")) == "10.0.0.1:6379"
+
+
+def test_folders_of_killed_drivers_are_tidied_and_those_of_living_ones_kept(tmp_path: Path) -> None:
+    ended = subprocess.Popen([sys.executable, "-c", ""])
+    ended.wait()
+    dead, alive, other = f"nas-ray-{ended.pid}-a", f"nas-ray-{os.getpid()}-b", "nas-ray-notes"
+    for name in (dead, alive, other):
+        (tmp_path / name / "session").mkdir(parents=True)
+    cluster._sweep(tmp_path)
+    assert sorted(path.name for path in tmp_path.iterdir()) == sorted([alive, other])
 
 
 @pytest.mark.parametrize("address", ["127.0.0.1:1", "ray://127.0.0.1:1", "127.0.0.1:99999"])

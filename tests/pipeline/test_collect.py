@@ -237,7 +237,9 @@ def test_records_wait_on_disk_while_mlflow_is_away(
         assert main(command(folder, "--random", "3", "--num", "0")) == 0
     assert len(read_records(folder / "records")) == 3
     assert caplog.text.count("MLflow fails; records stay on disk") == 1
+    assert (folder / "mlflow_unsent").exists()
     assert main(["track", str(folder)]) == 0
+    assert not (folder / "mlflow_unsent").exists()
     client = MlflowClient(f"sqlite:///{tmp_path / 'mlflow.db'}")
     assert len(client.search_runs(["1"], "tags.kind = 'architecture'")) == 3
 

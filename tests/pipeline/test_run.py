@@ -26,12 +26,14 @@ from PIL import Image
 from latency import LatencyTable
 from ops import registry
 from pipeline import cluster
+from pipeline import search as stage
 from pipeline.checkpoint import load_checkpoint, load_weights
 from pipeline.cli import main
 from pipeline.cluster import ray_session
 from pipeline.config import load_config
-from pipeline.data.images import read_image, write_image
+from pipeline.data.images import TRAINING_PHOTOGRAPHS, photographs, read_image, write_image
 from pipeline.models import load_denoiser
+from pipeline.priors import load_prior
 from pipeline.run import Run
 from pipeline.settings import RayConfig
 from pipeline.summary import ARTIFACTS
@@ -304,6 +306,87 @@ def test_a_search_killed_in_the_middle_ends_as_an_undisturbed_one(finished: Path
     for resumed, straight in zip(*ends, strict=True):
         assert resumed["probabilities"] == straight["probabilities"]
         assert all(torch.equal(resumed["weights"][name], tensor) for name, tensor in straight["weights"].items())
+
+
+def searched(folder: Path, *settings: str, log: Any = None) -> stage.SearchResult:
+    """Search with multiply-adds as costs, which need no prices; checkpoints lie in `folder`."""
+    config = load_config("tiny", ["search.cost=macs", "search.num_epochs=12", *settings])
+    prior = load_prior(config.prior.weights)
+    space = stage.space_of(config, prior.num_channels)
+    inputs = stage.prepare_inputs(config, prior, photographs(TRAINING_PHOTOGRAPHS))
+    return stage.search(
+        config, space, stage.cost_models(config, space, None), inputs, checkpoint_folder=folder, log=log
+    )
+
+
+@pytest.fixture
+def actors(monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, Any]]:
+    """Part index and handle of every process that a search starts, in that order."""
+    started: list[tuple[int, Any]] = []
+    start = stage.start_part_actor
+
+    def remembered(config: Any, part_index: int, **options: Any) -> Any:
+        started.append((part_index, start(config, part_index, **options)))
+        return started[-1][1]
+
+    monkeypatch.setattr(stage, "start_part_actor", remembered)
+    return started
+
+
+def kill_process_of(actor: Any) -> None:
+    os.kill(stage.ray.get(actor.__ray_call__.remote(lambda _: os.getpid())), signal.SIGKILL)
+
+
+def test_a_part_whose_process_is_killed_goes_on_in_another(
+    tmp_path: Path, actors: list[tuple[int, Any]], caplog: pytest.LogCaptureFixture
+) -> None:
+    epochs: dict[int, list[int]] = {0: [], 1: [], 2: []}
+    victims: list[Any] = []
+
+    def log(part_index: int, epoch: int, metrics: dict[str, float]) -> None:
+        epochs[part_index].append(epoch)
+        if part_index == 1 and not victims:
+            victims.append(actors[1][1])
+            kill_process_of(victims[0])
+
+    killed = searched(tmp_path / "killed", "search.num_epochs=60", log=log)
+    assert [part_index for part_index, _ in actors] == [0, 1, 2, 1]
+    assert "the process that searched part 1 died; the same command goes on from its last epoch" in caplog.text
+    assert "started again (1 of 3)" in caplog.text
+    assert all(sorted(set(told)) == list(range(1, 61)) for told in epochs.values())
+    assert killed.genotype == searched(tmp_path / "undisturbed", "search.num_epochs=60").genotype
+
+
+def test_a_part_whose_processes_keep_dying_ends_the_search(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    start = stage.start_part_actor
+
+    def doomed(config: Any, part_index: int, **options: Any) -> Any:
+        actor = start(config, part_index, **options)
+        if part_index == 2:
+            kill_process_of(actor)
+        return actor
+
+    monkeypatch.setattr(stage, "start_part_actor", doomed)
+    with pytest.raises(stage.PartDiedError, match="the process that searched part 2 died; the same command goes on"):
+        searched(tmp_path, "ray.max_failures=1")
+    assert caplog.text.count("started again (1 of 1)") == 1
+
+
+@pytest.mark.parametrize(
+    ("error", "message"),
+    [
+        (
+            stage.ray.exceptions.ObjectStoreFullError("no room"),
+            "object store or the disk under it is full: raise `ray.obj",
+        ),
+        (stage.ray.exceptions.NodeDiedError("node 3"), "Ray lost a process: node 3; the same command goes on"),
+    ],
+)
+def test_what_ray_runs_out_of_is_named(error: Exception, message: str) -> None:
+    with pytest.raises(RuntimeError, match=message), ray_session(RayConfig()):
+        raise error
 
 
 OWN_OPERATOR = """

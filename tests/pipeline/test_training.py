@@ -133,6 +133,30 @@ def test_a_step_without_a_finite_loss_is_skipped(make_trainer: Any) -> None:
     assert trainer.network.bias.isfinite().all()
 
 
+def test_a_gradient_that_is_not_finite_is_a_bad_step_and_too_many_end_the_training(
+    make_trainer: Any, config: RetrainConfig
+) -> None:
+    class Steep(nn.Module):
+        """Has a finite output, and the slope of a square root at zero."""
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.bias = nn.Parameter(torch.zeros(3, 1, 1))
+
+        def forward(self, noisy: Tensor) -> Tensor:
+            return noisy + self.bias.sqrt()
+
+    trainer = make_trainer(Steep(), config=replace(config, max_bad_steps=2))
+    message = "3 steps had a loss or gradient that is not finite, `retrain.max_bad_steps` is 2; lower"
+    with pytest.raises(FloatingPointError, match=message):
+        trainer.run_epoch()
+    assert trainer.network.bias.abs().sum() == 0
+    again = make_trainer(Steep(), config=replace(config, max_bad_steps=3))
+    again.load_state(trainer.state())
+    with pytest.raises(FloatingPointError, match="4 steps"):
+        again.run_epoch()
+
+
 def test_an_epoch_without_a_finite_loss_ends_the_training(make_trainer: Any) -> None:
     class Broken(nn.Module):
         def __init__(self) -> None:
