@@ -1,9 +1,10 @@
 # `make run`: set up and carry out the whole method once. `make test`: set up and pass the tests. `make lint`: style.
+# `make test-cluster`: minutes of a real cluster of three hosts on this machine. `make audit`: known vulnerabilities.
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: run test lint setup clean
+.PHONY: run test test-cluster lint audit setup clean
 
 run: setup
 	$(BIN)/denoise-nas run --config quick
@@ -11,11 +12,20 @@ run: setup
 test: setup
 	$(BIN)/pytest
 
+test-cluster: setup
+	$(BIN)/pytest -m cluster -rs tests/cluster
+
 lint: setup
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
+
+# Asks PyPI about every pinned version, and fails where it gets no answer; in an environment of its own, so that it does not audit itself.
+audit:
+	test -x $(VENV)/audit/bin/pip-audit || { $(PYTHON) -m venv $(VENV)/audit && \
+	$(VENV)/audit/bin/python -m pip install --quiet --disable-pip-version-check pip-audit==2.10.1; }
+	$(VENV)/audit/bin/pip-audit --strict --disable-pip --no-deps --requirement constraints.txt
 
 setup: $(VENV)/.installed
 

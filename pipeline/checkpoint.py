@@ -62,10 +62,10 @@ def remove_partial_files(folder: Path) -> None:
             path.unlink(missing_ok=True)
 
 
-def write_atomically(path: Path | str, text: str) -> None:
-    """Write `text` so that `path` never holds half of it."""
+def write_atomically(path: Path | str, content: str | bytes) -> None:
+    """Write text or bytes so that `path` never holds half of it."""
     with written_beside(path) as beside:
-        beside.write_text(text, encoding="utf-8")
+        beside.write_bytes(content.encode("utf-8") if isinstance(content, str) else content)
 
 
 def save_checkpoint(path: Path | str, state: dict[str, Any]) -> None:

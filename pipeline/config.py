@@ -3,6 +3,7 @@
 Read by every module of `pipeline`; `configs/*.yaml` hold only values, their meaning stands in `pipeline.settings`.
 """
 
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from importlib import resources
@@ -84,8 +85,9 @@ class Config:
 
     @property
     def tracking_uri(self) -> str:
-        """Where MLflow records: `tracking.uri`, or a database beside the run folders."""
-        return self.tracking.uri or f"sqlite:///{Path(self.output).absolute().parent / 'mlflow.db'}"
+        """Where MLflow records: `tracking.uri`, or MLFLOW_TRACKING_URI, or a database beside the run folders."""
+        database = Path(self.output).absolute().parent / "mlflow.db"
+        return self.tracking.uri or os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{database}"
 
     def with_settings(self, settings: Mapping[str, Any]) -> "Config":
         """Return a copy with dotted settings replaced, such as `{"search.num_epochs": 3}`; checked like a file.

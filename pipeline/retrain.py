@@ -60,8 +60,11 @@ def retrain(
         State of the trained `DenoisingNetwork` on the CPU.
 
     Raises:
+        ValueError: this node is to train, since it has the run's folder, but has too few processors or GPUs.
         RuntimeError: the training failed; the message names the cause.
     """
+    resources = {"CPU": 1} | ({"GPU": 1} if config.device == "cuda" else {})
+    place = None if config.ray.storage_path else _this_node(resources, config.retrain.num_workers)
     queue = driver_queue()
     trainer = ray.train.torch.TorchTrainer(
         train_worker,
@@ -77,11 +80,12 @@ def retrain(
         scaling_config=ray.train.ScalingConfig(
             num_workers=config.retrain.num_workers,
             use_gpu=config.device == "cuda",
-            resources_per_worker={"CPU": 1} | ({"GPU": 1} if config.device == "cuda" else {}),
+            resources_per_worker=resources,
+            label_selector=place,  # type: ignore[call-arg]  # the checker sees the older class
         ),
         run_config=ray.train.RunConfig(
             name=_run_name(config, genotype),
-            storage_path=str(folder.absolute()),
+            storage_path=config.ray.storage_path or str(folder.absolute()),
             failure_config=ray.train.FailureConfig(max_failures=config.ray.max_failures),
             checkpoint_config=ray.train.CheckpointConfig(num_to_keep=2),
         ),
@@ -174,6 +178,24 @@ def _gather_generators(state: Tensor, num_workers: int) -> list[Tensor]:
     gathered: list[Tensor | None] = [None] * num_workers
     torch.distributed.all_gather_object(gathered, state)
     return [tensor for tensor in gathered if tensor is not None]
+
+
+def _this_node(resources: dict[str, int], num_workers: int) -> dict[str, str]:
+    """Return the label that keeps workers on the driver's node, whose disk holds the checkpoints.
+
+    Raises:
+        ValueError: the node is too small for them.
+    """
+    here = ray.get_runtime_context().get_node_id()
+    has = next(node["Resources"] for node in ray.nodes() if node["NodeID"] == here)
+    for name, number in resources.items():
+        if has.get(name, 0) < number * num_workers:
+            raise ValueError(
+                f"retraining needs {number * num_workers} {name} on this node, which has {has.get(name, 0):g}: set "
+                "`ray.storage_path` to a place that all nodes reach, so that others can train, or lower "
+                "`retrain.num_workers`"
+            )
+    return {"ray.io/node-id": here}
 
 
 def _forward_logs(queue: Queue, tell: EpochLog, stop: threading.Event) -> None:

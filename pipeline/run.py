@@ -89,7 +89,10 @@ class Run:
     def latency_table(self) -> LatencyTable:
         """Price every operator of the space on this device, or load the table that did (DESIGN: one device, one table).
 
+        Where `latency.device_name` names another device, its table is loaded, whichever machine this is.
+
         Raises:
+            FileNotFoundError: there is no table of the named device.
             ValueError: the table on disk belongs to another device or library version.
         """
         config = self.config.latency
@@ -97,6 +100,14 @@ class Run:
         device = torch.device(config.device)
         expected = DeviceInfo.current(device, num_threads=config.num_threads)
         specs = space_op_specs(self.space, height=config.image_size, width=config.image_size)
+        if config.device_name is not None:
+            named = LatencyTable.load(path, expected=None)
+            if named.device_info.device_name != config.device_name:
+                raise ValueError(
+                    f"{path} is of {named.device_info.device_name!r}, `latency.device_name` is {config.device_name!r}"
+                )
+            named.require(specs)
+            return named
         table = LatencyTable.load(path, expected=expected) if path.exists() else None
         if table is None or not table.covers(specs):
             table = build_table(
@@ -261,6 +272,7 @@ class Run:
             "macs": network_macs(network, height=size, width=size),
             "macs_image_size": size,
             "predicted_latency_ms": None if table is None else predict_latency_ms(table, specs),
+            "predicted_device": None if table is None else table.device_info.device_name,
             "measured_latency_ms": self._measure(network, priced_size),
             "latency_image_size": priced_size,
             "prior_latency_ms": self._measure(self.prior, priced_size),

@@ -6,6 +6,7 @@ Called by `pipeline.run`. Each actor runs `part_search.search_part`; the driver 
 
 import json
 import logging
+import socket
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
@@ -33,6 +34,7 @@ from pipeline.data.part_data import (
 )
 from pipeline.data.patches import PatchSource, noisy_patches
 from pipeline.data.scenes import scenes_of
+from pipeline.part_checkpoints import checkpoint_file, fetch_checkpoint, with_checkpoint
 from pipeline.part_search import PartSearchResult, search_part
 from pipeline.priors import NUM_PARTS, Prior, load_prior
 from search_space import CostModel, Genotype, SearchSpace, op_macs, op_num_parameters
@@ -133,7 +135,8 @@ def search(
     """Search the three parts concurrently and put their architectures together.
 
     Needs an initialised Ray. Goes on from the checkpoints in `checkpoint_folder` where they exist: so does, with a
-    warning, a part whose process or machine dies, at most `ray.max_failures` times.
+    warning, a part whose process or machine dies, at most `ray.max_failures` times. Checkpoints of parts on nodes that
+    may not share this one's disk travel there and back.
 
     Args:
         config: settings; `search.target_ms` is divided among the parts as their uniform architectures' costs are.
@@ -149,17 +152,36 @@ def search(
     jobs = part_jobs(config, space, costs, checkpoint_folder=checkpoint_folder)
     actors = start_part_actors(config)
     shared = ray.put(inputs)
-    pending = {actor.run.remote(job, shared): i for i, (actor, job) in enumerate(zip(actors, jobs, strict=True))}
+    pending: dict[Any, int] = {}
     results: dict[int, PartSearchResult] = {}
     num_deaths = [0] * NUM_PARTS
+    hosts: set[tuple[int, str]] = set()
+
+    def begin(index: int) -> None:
+        pending[actors[index].run.remote(with_checkpoint(jobs[index]), shared)] = index
+
+    def take_news(index: int) -> None:
+        with _deaths_of(index):
+            host, rows = ray.get([actors[index].host.remote(), actors[index].poll.remote()])
+            if (index, host) not in hosts:
+                _logger.info("part %d is searched on %s", index, host)
+                hosts.add((index, host))
+            if rows:
+                fetch_checkpoint(jobs[index], actors[index])
+        for epoch, metrics in rows:
+            if log is not None:
+                log(index, epoch, metrics)
+
     try:
+        for index in range(NUM_PARTS):
+            begin(index)
         while pending:
             done, _ = ray.wait(list(pending), num_returns=len(pending), timeout=_POLL_SECONDS)
             for run in done:
                 index = pending.pop(run)
                 try:
                     results[index] = get_part(run, index)  # a part that failed ends the search at once
-                    _forward_logs(actors[index], index, log)
+                    take_news(index)
                 except PartDiedError as error:
                     num_deaths[index] += 1
                     if num_deaths[index] > config.ray.max_failures:
@@ -168,10 +190,10 @@ def search(
                     ray.kill(actors[index])  # it may live on behind a lost connection
                     time.sleep(num_deaths[index])  # seconds until a machine that is gone is known to be
                     actors[index] = start_part_actor(config, index)
-                    pending[actors[index].run.remote(jobs[index], shared)] = index
+                    begin(index)
             for index in pending.values():
                 with suppress(PartDiedError):  # what it was asked to run fails too
-                    _forward_logs(actors[index], index, log)
+                    take_news(index)
     finally:
         for actor in actors:
             ray.kill(actor)
@@ -192,7 +214,10 @@ class PartJob:
         space: the search space.
         costs: what the complexity regulariser counts in this part.
         target: budget of this part in the unit of `costs`, or None.
-        checkpoint_path: of this part; None keeps nothing, for searches of seconds.
+        checkpoint_path: of this part, on the driver's node; None keeps nothing, for searches of seconds.
+        home: Ray's id of the driver's node. On another one the checkpoint is kept in a temporary file, for the driver
+            to fetch.
+        checkpoint: what `checkpoint_path` holds, for other nodes; empty where there is none yet.
     """
 
     config: Config
@@ -200,6 +225,8 @@ class PartJob:
     costs: CostModel
     target: float | None
     checkpoint_path: str | None
+    home: str
+    checkpoint: bytes = b""
 
 
 def part_jobs(
@@ -209,7 +236,7 @@ def part_jobs(
     folder = None if checkpoint_folder is None else checkpoint_folder.absolute()
     return [
         PartJob(
-            config=config, space=space, costs=cost, target=target,
+            config=config, space=space, costs=cost, target=target, home=ray.get_runtime_context().get_node_id(),
             checkpoint_path=None if folder is None else str(folder / f"part{index}.pt"),
         )
         for index, (cost, target) in enumerate(zip(costs, part_targets(config, space, costs), strict=True))
@@ -280,15 +307,6 @@ def _deaths_of(part_index: int) -> Iterator[None]:
         ) from error
 
 
-def _forward_logs(actor: Any, part_index: int, log: EpochLog | None) -> None:
-    if log is None:
-        return
-    with _deaths_of(part_index):
-        rows = ray.get(actor.poll.remote())
-    for epoch, metrics in rows:
-        log(part_index, epoch, metrics)
-
-
 def split_training_images(
     config: Config, images: Mapping[str, np.ndarray]
 ) -> tuple[list[np.ndarray], list[np.ndarray]]:
@@ -319,6 +337,7 @@ class PartActor:
         load_op_files(op_sources)
         self.part_index = part_index
         self.rows: list[tuple[int, dict[str, float]]] = []
+        self.checkpoint: bytes | None = None
 
     def run(
         self, job: PartJob, inputs: SearchInputs, initial_weights: Sequence[dict[str, Tensor]] | None = None
@@ -328,25 +347,41 @@ class PartActor:
         torch.set_num_threads(config.search.threads_per_part)
         device = torch.device(config.device)
         self.rows = []
-        return search_part(
-            self.part_index,
-            job.space,
-            part_data(config, inputs, self.part_index),
-            job.costs,
-            config.search,
-            target_cost=job.target,
-            seed=config.seed,
-            device=device,
-            initial_weights=None if initial_weights is None else initial_weights[self.part_index],
-            checkpoint_path=None if job.checkpoint_path is None else Path(job.checkpoint_path),
-            checkpoint_key=search_key(config),
-            log=lambda epoch, metrics: self.rows.append((epoch, metrics)),
-        )
+        with checkpoint_file(job, is_home=ray.get_runtime_context().get_node_id() == job.home) as path:
+
+            def log(epoch: int, metrics: dict[str, float]) -> None:
+                self.rows.append((epoch, metrics))
+                if path is not None and str(path) != job.checkpoint_path:
+                    self.checkpoint = path.read_bytes()
+
+            return search_part(
+                self.part_index,
+                job.space,
+                part_data(config, inputs, self.part_index),
+                job.costs,
+                config.search,
+                target_cost=job.target,
+                seed=config.seed,
+                device=device,
+                initial_weights=None if initial_weights is None else initial_weights[self.part_index],
+                checkpoint_path=path,
+                checkpoint_key=search_key(config),
+                log=log,
+            )
 
     def poll(self) -> list[tuple[int, dict[str, float]]]:
         """Return the epochs logged since the last call."""
         rows, self.rows = self.rows, []
         return rows
+
+    def take_checkpoint(self) -> bytes | None:
+        """Return the newest checkpoint of a search that is not at home, unless it was taken already."""
+        content, self.checkpoint = self.checkpoint, None
+        return content
+
+    def host(self) -> str:
+        """Return the name and address of this node."""
+        return f"{socket.gethostname()} ({ray.util.get_node_ip_address()})"
 
     def cpu_seconds(self) -> float:
         """Return the processor time of this process."""

@@ -115,6 +115,9 @@ class LatencyConfig:
     """Time per operator at most, once `min_repeats` is reached."""
     table: str | None = None
     """Parquet file to reuse or create; by default `latency.parquet` in the run's folder."""
+    device_name: str | None = None
+    """Name of another machine's processor or GPU that architectures are priced for; `table` is then that device's,
+    made there by `denoise-nas latency build`. By default `device` of the machine that runs the command."""
 
     def __post_init__(self) -> None:
         check(self.device in DEVICES, "latency.device", f"one of {', '.join(DEVICES)}", self.device)
@@ -124,6 +127,8 @@ class LatencyConfig:
                self.min_repeats)  # fmt: skip
         check(self.warmup_runs >= 1, "latency.warmup_runs", "at least 1", self.warmup_runs)
         check(self.max_seconds > 0, "latency.max_seconds", "positive", self.max_seconds)
+        if self.device_name is not None:
+            check(self.table is not None, "latency.table", "a file when latency.device_name is set", self.table)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -249,7 +254,7 @@ class TrackingConfig:
     """Where MLflow records."""
 
     uri: str | None = None
-    """Tracking URI; by default SQLite, `mlflow.db` beside the run folders."""
+    """Tracking URI; by default MLFLOW_TRACKING_URI, or else SQLite, `mlflow.db` beside the run folders."""
     experiment: str = "denoise-nas"
 
 
@@ -258,13 +263,16 @@ class RayConfig:
     """Where the work runs."""
 
     address: str | None = None
-    """Address of a running cluster, or None for a local one that ends with the command."""
+    """Address of a running cluster; by default RAY_ADDRESS, or else a local one that ends with the command."""
     cpus_per_part: float = 0.5
     gpus_per_part: float = 0.0
     object_store_mb: int = 600
     """Object store of a local cluster."""
     max_failures: int = 3
-    """How often the workers of a retraining are started again after they died."""
+    """How often the process of a part search, or the workers of a retraining, are started again after they died."""
+    storage_path: str | None = None
+    """Folder or URI (`s3://..`) that every node reaches, for the checkpoints of retraining. By default the run's
+    folder, and retraining stays on the node that has it."""
 
     def __post_init__(self) -> None:
         check(self.max_failures >= 0, "ray.max_failures", "at least 0", self.max_failures)

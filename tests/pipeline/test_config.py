@@ -149,3 +149,11 @@ def test_the_hash_changes_with_what_changes_results_only() -> None:
 
 def test_a_cache_changes_no_result() -> None:
     assert load_config("tiny").config_hash == load_config("tiny", ["data.cache=here"]).config_hash
+
+
+def test_runs_are_recorded_where_settings_or_else_the_environment_say(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:5000")
+    assert Config().tracking_uri == "http://127.0.0.1:5000"
+    assert load_config("tiny", ["tracking.uri=sqlite:///mine.db"]).tracking_uri == "sqlite:///mine.db"
+    monkeypatch.delenv("MLFLOW_TRACKING_URI")
+    assert Config(output="/runs/one").tracking_uri == "sqlite:////runs/mlflow.db"

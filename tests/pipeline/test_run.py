@@ -15,11 +15,13 @@ import time
 import uuid
 from collections.abc import Iterator
 from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+import ray
 import torch
 from PIL import Image
 
@@ -34,7 +36,7 @@ from pipeline.config import load_config
 from pipeline.data.images import TRAINING_PHOTOGRAPHS, photographs, read_image, write_image
 from pipeline.models import load_denoiser
 from pipeline.priors import load_prior
-from pipeline.run import Run
+from pipeline.run import Run, open_run
 from pipeline.settings import RayConfig
 from pipeline.summary import ARTIFACTS
 from search_space import Genotype, build_network
@@ -233,6 +235,35 @@ def test_retraining_from_scratch_takes_any_genotype(
     assert own.keys() == inherited.keys()
     assert any(not torch.equal(own[name], inherited[name]) for name in own)
     assert genotype_of(folder).genotype_id == genotype_of(finished).genotype_id
+
+
+def test_a_part_on_another_disk_sends_its_checkpoint_and_goes_on_from_the_one_it_is_sent(
+    finished: Path, tmp_path: Path
+) -> None:
+    config = load_config(str(finished / "config.yaml"))
+    run = open_run(config)
+    costs = stage.cost_models(config, run.space, run.latency_table().__getitem__)
+    shared = ray.put(stage.prepare_inputs(config, run.prior, run.training_images))
+    job = replace(stage.part_jobs(config, run.space, costs, checkpoint_folder=tmp_path)[1], home="another node")
+    actor = stage.start_part_actor(config, 1)
+    new = ray.get(actor.run.remote(job, shared))
+    content = ray.get(actor.take_checkpoint.remote())
+    assert list(tmp_path.iterdir()) == [] and ray.get(actor.take_checkpoint.remote()) is None
+    (tmp_path / "sent.pt").write_bytes(content)
+    assert load_checkpoint(tmp_path / "sent.pt")["epoch"] == len(ray.get(actor.poll.remote())) == 3
+
+    again = ray.get(actor.run.remote(replace(job, checkpoint=content), shared))
+    assert ray.get(actor.poll.remote()) == []  # no epoch was left to do
+    ray.kill(actor)
+    assert again.part == new.part == genotype_of(finished).parts[1]
+
+
+def test_retraining_that_does_not_fit_on_this_node_says_what_to_set(
+    finished: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    command = ["retrain", "--config", "tiny", "--output", str(tmp_path), "--genotype", str(finished / "genotype.json")]
+    line = error_line(capsys, *command, "retrain.start=scratch", "retrain.num_workers=999", "retrain.batch_size=999")
+    assert "retraining needs 999 CPU on this node" in line and "`ray.storage_path`" in line
 
 
 def processes_of(*marks: str) -> dict[int, str]:

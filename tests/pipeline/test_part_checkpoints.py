@@ -1,0 +1,43 @@
+"""Where a part search keeps its checkpoint; that it travels between hosts is exercised by `tests/cluster`."""
+
+from pathlib import Path
+
+from ops import OpSpec
+from pipeline.config import load_config
+from pipeline.part_checkpoints import checkpoint_file
+from pipeline.search import PartJob
+from search_space import CostModel, SearchSpace
+
+
+def make_job(space: SearchSpace, path: Path | None, checkpoint: bytes = b"") -> PartJob:
+    def price(spec: OpSpec) -> float:
+        return 1.0
+
+    return PartJob(
+        config=load_config("tiny"), space=space, costs=CostModel(0, space, price, height=32, width=32), target=None,
+        checkpoint_path=None if path is None else str(path), home="a node",
+        checkpoint=checkpoint,
+    )  # fmt: skip
+
+
+def test_a_part_on_the_drivers_node_writes_into_the_runs_folder(tiny_space: SearchSpace, tmp_path: Path) -> None:
+    with checkpoint_file(make_job(tiny_space, tmp_path / "part0.pt"), is_home=True) as path:
+        assert path == tmp_path / "part0.pt"
+
+
+def test_a_part_without_checkpoints_has_no_file(tiny_space: SearchSpace) -> None:
+    with checkpoint_file(make_job(tiny_space, None), is_home=False) as path:
+        assert path is None
+
+
+def test_a_part_elsewhere_finds_what_was_sent_and_leaves_nothing(tiny_space: SearchSpace, tmp_path: Path) -> None:
+    with checkpoint_file(make_job(tiny_space, tmp_path / "part0.pt", b"three epochs"), is_home=False) as path:
+        assert path is not None and tmp_path not in path.parents
+        assert path.read_bytes() == b"three epochs"
+    assert not path.parent.exists()
+    assert not (tmp_path / "part0.pt").exists()
+
+
+def test_a_part_elsewhere_that_is_new_begins_without_a_file(tiny_space: SearchSpace, tmp_path: Path) -> None:
+    with checkpoint_file(make_job(tiny_space, tmp_path / "part0.pt"), is_home=False) as path:
+        assert path is not None and not path.exists() and path.parent.is_dir()
