@@ -6,13 +6,13 @@ unknown classes.
 
 import io
 import os
-import pickle
 import re
 import warnings
-from collections.abc import Collection, Iterator, Mapping
+import zipfile
+from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -20,6 +20,7 @@ from safetensors.torch import load_file
 from safetensors.torch import save as to_bytes
 from torch import Tensor, nn
 
+ModuleT = TypeVar("ModuleT", bound=nn.Module)
 _PARTIAL = re.compile(r"\..+\.\d+(\.\w+)?")  # names that `written_beside`, genotypes and latency tables write under
 
 
@@ -86,15 +87,44 @@ def load_checkpoint(path: Path | str, *, map_location: str | torch.device = "cpu
     path = Path(path)
     if not path.is_file():
         raise FileNotFoundError(f"checkpoint {path} does not exist")
+    _refuse_inflated(path)
     try:
         with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", "Detected pickle protocol")  # a plain pickle; the error says it better
+            warnings.simplefilter("ignore")  # about what is odd in a file that is damaged; the error says it better
             state = torch.load(path, map_location=map_location, weights_only=True)
-    except (RuntimeError, pickle.UnpicklingError, EOFError, ValueError, KeyError) as error:
+    except Exception as error:  # a damaged pickle makes torch raise nearly every kind
         raise ValueError(f"checkpoint {path} is damaged or not weights-only: {_cause(error)}") from error
     if not isinstance(state, dict):
         raise ValueError(f"checkpoint {path} must hold a dictionary, got {type(state).__name__}")
     return state
+
+
+def _refuse_inflated(path: Path) -> None:
+    """Refuse an archive whose entries are larger than the file: `torch.save` does not compress."""
+    try:
+        with zipfile.ZipFile(path) as archive:
+            claimed = sum(entry.file_size for entry in archive.infolist())
+    except (zipfile.BadZipFile, ValueError, OverflowError, NotImplementedError, OSError):
+        return  # the format of old checkpoints, or damage that torch will refuse
+    if claimed > path.stat().st_size:
+        raise ValueError(
+            f"checkpoint {path} is damaged or not weights-only: its entries claim {claimed} bytes in a file of "
+            f"{path.stat().st_size}"
+        )
+
+
+@contextmanager
+def restoring(path: Path | str) -> Iterator[None]:
+    """Turn what a state of other or damaged work raises while it is restored into one error that names its file.
+
+    Raises:
+        ValueError: an entry is missing, or is not what it must be.
+    """
+    try:
+        yield
+    except (LookupError, TypeError, ValueError, AttributeError, RuntimeError) as error:
+        reason = f"{type(error).__name__}: {error}".splitlines()[0]
+        raise ValueError(f"checkpoint {path} does not hold the state of this work: {reason}") from error
 
 
 def _cause(error: Exception) -> str:
@@ -128,7 +158,7 @@ def load_weights(path: Path | str) -> dict[str, Tensor]:
         raise FileNotFoundError(f"weights {path} do not exist")
     try:
         return load_file(path)
-    except (SafetensorError, OSError) as error:
+    except (SafetensorError, OSError, LookupError, ValueError, RuntimeError) as error:
         raise ValueError(f"weights {path} cannot be read: {error}") from error
 
 
@@ -158,7 +188,38 @@ def fill_by_name(
     wrong = [name for name, tensor in tensors.items() if name in own and tensor.shape != own[name].shape]
     if missing or unknown or wrong:
         raise ValueError(f"{problem}: missing {missing[:3]}, unknown {unknown[:3]}, of another shape {wrong[:3]}")
-    module.load_state_dict(dict(tensors), strict=False)
+    try:
+        module.load_state_dict(dict(tensors), strict=False)
+    except RuntimeError as error:  # sparse or quantised tensors, for example
+        raise ValueError(f"{problem}: {error}") from error
+
+
+def build_within(build: Callable[[], ModuleT], tensors: Mapping[str, Tensor], problem: str) -> ModuleT:
+    """Build a module whose sizes come from a file, unless it would be far larger than what the file holds.
+
+    Somewhat larger ones are built: that names are missing is told better when it is filled.
+
+    Args:
+        build: makes the module; called on torch's meta device first, where nothing is allocated.
+        tensors: of the file.
+        problem: begins the message of an error.
+
+    Raises:
+        ValueError: the module would have more than a million numbers and twice those of the file.
+    """
+    with torch.device("meta"):
+        wanted = sum(parameter.numel() for parameter in build().parameters())
+    held = sum(min(tensor.numel(), _num_stored(tensor)) for tensor in tensors.values())
+    if wanted > 2 * held + 1_000_000:
+        raise ValueError(f"{problem}: its sizes ask for {wanted} numbers, the file holds {held}")
+    return build()
+
+
+def _num_stored(tensor: Tensor) -> int:
+    """Return how many numbers lie behind a tensor; a shape may claim more."""
+    if tensor.layout != torch.strided or tensor.device.type == "meta":
+        return 0
+    return tensor.untyped_storage().nbytes() // tensor.element_size()
 
 
 def load_metadata(path: Path | str) -> dict[str, str]:
@@ -170,5 +231,5 @@ def load_metadata(path: Path | str) -> dict[str, str]:
     try:
         with safe_open(path, framework="pt") as file:
             return file.metadata() or {}
-    except (SafetensorError, OSError) as error:
+    except (SafetensorError, OSError, ValueError) as error:
         raise ValueError(f"weights {path} cannot be read: {error}") from error

@@ -94,7 +94,7 @@ def claim_collection(folder: Path, config: Config) -> None:
     try:
         found = json.loads(path.read_text(encoding="utf-8"))
         same_version = found["schema_version"] == identity["schema_version"]
-    except (ValueError, KeyError, TypeError) as error:
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
         raise ValueError(f"{path} is damaged: {error!r}") from error
     if not same_version:
         raise ValueError(

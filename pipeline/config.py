@@ -32,6 +32,9 @@ from pipeline.settings import (
     check,
 )
 
+_MAX_FILE_BYTES = 1_000_000
+_MAX_VALUES, _MAX_DEPTH = 10_000, 20  # far above any configuration
+
 
 @dataclass(frozen=True, kw_only=True)
 class Config:
@@ -65,14 +68,16 @@ class Config:
         return to_plain(self)
 
     def lasting_settings(self) -> dict[str, Any]:
-        """Return `to_dict` without what changes no result: when to give up, and where decoded images lie.
+        """Return `to_dict` without what work goes on with when it changes.
 
-        Work that ended for one of them goes on with more patience or more memory.
+        That is when to give up, where decoded images lie, and how many workers retrain.
         """
         settings = self.to_dict()
         del settings["data"]["cache"]
         for key in ("search", "retrain"):
             del settings[key]["max_bad_steps"]
+        for name in ("num_workers", "threads_per_worker"):
+            del settings["retrain"][name]
         return settings
 
     @property
@@ -124,30 +129,43 @@ def load_config(source: str, overrides: list[str] | None = None) -> Config:
     """
     preset = resources.files("pipeline") / "configs" / f"{source}.yaml"
     if source in list_presets():
-        text = preset.read_text(encoding="utf-8")
+        text = preset.read_bytes()
     elif Path(source).is_file():
-        text = Path(source).read_text(encoding="utf-8")
+        if Path(source).stat().st_size > _MAX_FILE_BYTES:
+            raise ValueError(f"configuration {source} is larger than {_MAX_FILE_BYTES} bytes")
+        text = Path(source).read_bytes()
     else:
         raise FileNotFoundError(
             f"configuration {source!r} is neither a file nor a preset; presets are {', '.join(list_presets())}"
         )
-    try:
-        values = yaml.safe_load(text) or {}
-    except yaml.YAMLError as error:
-        raise ValueError(f"configuration {source} is not YAML: {error}") from error
+    values = _read_yaml(text, f"configuration {source}") or {}
     if not isinstance(values, dict):
         raise ValueError(f"configuration {source} must hold keys and values, got {type(values).__name__}")
     for override in overrides or []:
         _apply_override(values, override)
-    return from_plain(Config, values, "")
+    try:
+        return from_plain(Config, values, "")
+    except ValueError as error:
+        raise ValueError(f"configuration {source}: {error}") from None
+
+
+def _read_yaml(text: bytes | str, what: str) -> Any:
+    """Read plain values; what anchors repeat counts every time, so that a few lines cannot stand for gigabytes."""
+    try:
+        values = yaml.safe_load(text)
+    except Exception as error:  # tags such as !!timestamp make the safe loader raise nearly every kind
+        raise ValueError(f"{what} is not YAML: {error}") from error
+    found = [(values, 0)]
+    for value, depth in found:  # grows while it is walked
+        if isinstance(value, dict | list):
+            found += [(item, depth + 1) for item in (value.values() if isinstance(value, dict) else value)]
+        if len(found) > _MAX_VALUES or depth > _MAX_DEPTH:
+            raise ValueError(f"{what} must hold at most {_MAX_VALUES} values, {_MAX_DEPTH} levels deep")
+    return values
 
 
 def _apply_override(values: dict[str, Any], override: str) -> None:
     path, separator, text = override.partition("=")
     if not separator or not path:
         raise ValueError(f"an override must look like `search.num_epochs=3`, got {override!r}")
-    try:
-        value = yaml.safe_load(text)
-    except yaml.YAMLError as error:
-        raise ValueError(f"the value of override {override!r} is not YAML: {error}") from error
-    set_dotted(values, path, value)
+    set_dotted(values, path, _read_yaml(text, f"the value of override {override!r}"))

@@ -14,9 +14,10 @@ import torch
 from torch import Tensor
 
 from pipeline.candidates import find_candidate
-from pipeline.checkpoint import load_checkpoint, save_checkpoint
+from pipeline.checkpoint import load_checkpoint, restoring, save_checkpoint
 from pipeline.data.part_data import PartData, Split
 from pipeline.losses import feature_distance, is_good_step
+from pipeline.precision import autocast
 from pipeline.settings import SearchConfig
 from pipeline.shared_supernet import load_supernet
 from search_space import (
@@ -103,16 +104,20 @@ def search_part(
         restrict_to_budget(supernet.arch, costs.to(device), target_cost)
     search = _PartSearch(supernet, data, costs.to(device), config, target_cost, generator)
     history: list[tuple[int, dict[str, float]]] = []
+    before = 0.0
     if checkpoint_path is not None and checkpoint_path.exists():
         state = load_checkpoint(checkpoint_path, map_location=device)
-        if state["key"] != checkpoint_key:
-            raise ValueError(f"checkpoint {checkpoint_path} belongs to run {state['key']}, this is {checkpoint_key}")
-        search.load_state(state)
-        history = state["history"]
+        if state.get("key") != checkpoint_key:
+            raise ValueError(
+                f"checkpoint {checkpoint_path} belongs to run {state.get('key')}, this is {checkpoint_key}"
+            )
+        with restoring(checkpoint_path):
+            search.load_state(state)
+            history = [(int(epoch), dict(metrics)) for epoch, metrics in state["history"]]
+            before = history[-1][1]["seconds"] + 0.0
     if log is not None:
         for entry in history:  # whoever was told may have died with it
             log(*entry)
-    before = history[-1][1]["seconds"] if history else 0.0
     start = time.perf_counter()
     for epoch in range(len(history), config.num_epochs):
         try:
@@ -165,7 +170,9 @@ def sampled_l_dp(
     """Return L_dp on a batch of one half for sampled choices: what both steps of Algorithm 1 descend."""
     x, target = data.sample(split, config.batch_size, generator)
     choices = sample_choices(supernet, config, generator=generator, with_gradient=with_gradient)
-    return feature_distance(supernet(x, choices), target)
+    with autocast(x.device, config.precision):
+        features = supernet(x, choices)
+    return feature_distance(features.float(), target)
 
 
 class _PartSearch:

@@ -6,6 +6,7 @@ Called by `pipeline.config`, and by whoever identifies work by its settings.
 import dataclasses
 import hashlib
 import json
+import sys
 import types
 import typing
 from typing import Any, get_args, get_origin, get_type_hints
@@ -57,7 +58,7 @@ def _convert(hint: Any, value: Any, where: str) -> Any:
             value = float(value)
         except ValueError:
             raise ValueError(f"`{where}` must be a number, got {value!r}") from None
-    if hint is float and type(value) is int:
+    if hint is float and type(value) is int and abs(value) <= sys.float_info.max:
         value = float(value)
     if type(value) is not hint:
         raise ValueError(f"`{where}` must be of type {hint.__name__}, got {value!r}")

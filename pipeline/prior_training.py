@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from pipeline.checkpoint import load_checkpoint, save_checkpoint
+from pipeline.checkpoint import load_checkpoint, restoring, save_checkpoint
 from pipeline.data.patches import PatchSource
 from pipeline.plain import to_plain
 from pipeline.priors import MIRNet, NAFNet, Prior
@@ -77,12 +77,13 @@ def train_prior(
     first_step = 0
     if checkpoint_path.exists():
         state = load_checkpoint(checkpoint_path, map_location=device)
-        if state["config"] != to_plain(config):
-            raise ValueError(f"checkpoint {checkpoint_path} was made by {state['config']}, got {to_plain(config)}")
-        prior.load_state_dict(state["weights"])
-        optimizer.load_state_dict(state["optimizer"])
-        generator.set_state(state["generator"].cpu())
-        first_step = state["step"]
+        if state.get("config") != to_plain(config):
+            raise ValueError(f"checkpoint {checkpoint_path} was made by {state.get('config')}, got {to_plain(config)}")
+        with restoring(checkpoint_path):
+            prior.load_state_dict(state["weights"])
+            optimizer.load_state_dict(state["optimizer"])
+            generator.set_state(state["generator"].cpu())
+            first_step = range(config.num_steps + 1)[state["step"]]
         _logger.info("resumed %s at step %d", checkpoint_path, first_step)
 
     def save(step: int) -> None:

@@ -21,6 +21,7 @@ from search_space import DIRECTIONS, LEVELS, NUM_PARTS, WIDTHS, Genotype, Search
 RECORD_SCHEMA_VERSION = 1
 ORIGINS = ("searched", "random")
 PARTS = tuple(range(NUM_PARTS))
+_MAX_ROWS = 10_000_000
 ARCHITECTURES_FILE, CELLS_FILE = "architectures.parquet", "cells.parquet"
 
 _PER_PART = [(f"{name}_part{part}", kind) for name, kind in
@@ -156,9 +157,11 @@ def read_records(folder: Path) -> list[Record]:
             version = record.pop("schema_version")
             if version != RECORD_SCHEMA_VERSION:
                 raise ValueError(f"schema version {version!r}, this program reads {RECORD_SCHEMA_VERSION}")
-            if record["key"] != path.stem or record["origin"] not in ORIGINS or not isinstance(record["cells"], list):
-                raise ValueError("key, origin or cells are not those of a record")
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            if record["key"] != path.stem or record["origin"] not in ORIGINS or type(record["index"]) is not int:
+                raise ValueError("key, origin or index are not those of a record")
+            _rows_table(ARCHITECTURE_COLUMNS, [record])  # checks the types
+            _rows_table(CELL_COLUMNS, record["cells"])
+        except Exception as error:  # pyarrow raises nearly every kind for values of other types
             raise ValueError(f"record {path} cannot be read: {error}") from error
         records.append(record)
     return sorted(records, key=lambda record: (ORIGINS.index(record["origin"]), record["index"]))
@@ -178,9 +181,13 @@ def write_dataset(folder: Path, records: Iterable[Record]) -> None:
         (CELLS_FILE, CELL_COLUMNS, cells),
     ):
         schema = schema.with_metadata({"schema_version": str(RECORD_SCHEMA_VERSION)})
-        table = pa.Table.from_pylist([{column: row.get(column) for column in schema.names} for row in rows], schema)
+        table = _rows_table(schema, rows)
         with written_beside(folder / name) as beside:
             pq.write_table(table, beside, compression="zstd")
+
+
+def _rows_table(schema: pa.Schema, rows: list[dict[str, Any]]) -> pa.Table:
+    return pa.Table.from_pylist([{column: row.get(column) for column in schema.names} for row in rows], schema)
 
 
 def read_dataset(folder: Path) -> tuple[pa.Table, pa.Table]:
@@ -196,14 +203,21 @@ def read_dataset(folder: Path) -> tuple[pa.Table, pa.Table]:
         if not path.is_file():
             raise FileNotFoundError(f"data set {folder} holds no {name}")
         try:
-            table = pq.read_table(path)
-        except pa.ArrowException as error:
+            file = pq.ParquetFile(path)
+            if file.metadata.num_rows > _MAX_ROWS:
+                raise ValueError(f"it has {file.metadata.num_rows} rows, more than {_MAX_ROWS}")
+            table = file.read()
+            table.validate(full=True)  # texts of a damaged file need not be Unicode
+        except (pa.ArrowException, OSError, ValueError) as error:
             raise ValueError(f"{path} is not a Parquet file: {error}") from error
-        version = (table.schema.metadata or {}).get(b"schema_version", b"none").decode()
+        version = (table.schema.metadata or {}).get(b"schema_version", b"none").decode(errors="replace")
         if version != str(RECORD_SCHEMA_VERSION):
             raise ValueError(f"{path} is of schema version {version}, this program reads {RECORD_SCHEMA_VERSION}")
         missing = [column for column in schema.names if column not in table.column_names]
         if missing:
             raise ValueError(f"{path} lacks the column {missing[0]!r}")
+        wrong = [name for name in schema.names if table.schema.field(name).type != schema.field(name).type]
+        if wrong:
+            raise ValueError(f"{path} has a column {wrong[0]!r} of another type")
         tables.append(table)
     return tables[0], tables[1]

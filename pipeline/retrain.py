@@ -22,7 +22,7 @@ from ray.util.queue import Queue
 from torch import Tensor
 
 from latency import keep_freed_memory
-from pipeline.checkpoint import load_checkpoint, save_checkpoint
+from pipeline.checkpoint import load_checkpoint, restoring, save_checkpoint
 from pipeline.cluster import driver_queue, load_op_files, read_op_files
 from pipeline.config import Config
 from pipeline.data.patches import noisy_patches
@@ -147,10 +147,10 @@ def train_worker(settings: dict[str, Any]) -> None:
     )
     history: list[tuple[int, dict[str, float]]] = []
     if checkpoint := ray.train.get_checkpoint():
-        with checkpoint.as_directory() as directory:
+        with checkpoint.as_directory() as directory, restoring(Path(directory) / _STATE_FILE):
             state = load_checkpoint(Path(directory) / _STATE_FILE, map_location=device)
-        trainer.load_state(state | {"generator": state["generators"][min(rank, len(state["generators"]) - 1)]})
-        history = state["history"]
+            history = [(int(epoch), dict(metrics)) for epoch, metrics in state["history"]]
+            trainer.load_state(state | {"generator": _generator_of(rank, state["generators"], config.seed)})
     for epoch in range(len(history), config.retrain.num_epochs):
         try:
             metrics = trainer.run_epoch()
@@ -178,6 +178,18 @@ def _gather_generators(state: Tensor, num_workers: int) -> list[Tensor]:
     gathered: list[Tensor | None] = [None] * num_workers
     torch.distributed.all_gather_object(gathered, state)
     return [tensor for tensor in gathered if tensor is not None]
+
+
+def _generator_of(rank: int, saved: list[Tensor], seed: int) -> Tensor:
+    """Return the random state that a worker goes on with.
+
+    Where there are more workers than before, those beyond begin numbers of their own: two with the same state would
+    train on the same patches.
+    """
+    if rank < len(saved):
+        return saved[rank]
+    digest = hashlib.sha256(saved[0].cpu().numpy().tobytes() + f"{seed} {rank}".encode()).digest()
+    return torch.Generator().manual_seed(int.from_bytes(digest[:7], "little")).get_state()
 
 
 def _this_node(resources: dict[str, int], num_workers: int) -> dict[str, str]:
@@ -208,7 +220,10 @@ def _forward_logs(queue: Queue, tell: EpochLog, stop: threading.Event) -> None:
 
 
 def _run_name(config: Config, genotype: Genotype) -> str:
-    """Name a training after everything it depends on: a finished one of the same name is not repeated by Ray Train."""
+    """Name a training after everything it depends on: a finished one of the same name is not repeated by Ray Train.
+
+    The number of workers is left out, so that an interrupted training goes on with more or fewer of them.
+    """
     settings = config.lasting_settings()
     keys = ("seed", "device", "data", "noise", "prior", "search", "retrain")
     text = json.dumps({key: settings[key] for key in keys}, sort_keys=True)

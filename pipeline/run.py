@@ -21,6 +21,7 @@ from latency import DeviceInfo, LatencyTable, TimingRule, build_table, measure_n
 from pipeline.checkpoint import (
     load_checkpoint,
     remove_partial_files,
+    restoring,
     save_checkpoint,
     save_weights,
     written_beside,
@@ -191,12 +192,13 @@ class Run:
 
     def _load_search(self, key: str) -> tuple[Genotype, tuple[PartSearchResult, ...]]:
         state = load_checkpoint(self.path("search.pt"))
-        if state["key"] != key:
+        if state.get("key") != key:
             raise ValueError(f"{self.path('search.pt')} was made with other settings; choose another `output`")
-        genotype = Genotype.from_dict(json.loads(state["genotype"]))
-        parts = tuple(
-            PartSearchResult(part=part, **entry) for part, entry in zip(genotype.parts, state["parts"], strict=True)
-        )
+        with restoring(self.path("search.pt")):
+            genotype = Genotype.from_dict(json.loads(state["genotype"]))
+            parts = tuple(
+                PartSearchResult(part=part, **entry) for part, entry in zip(genotype.parts, state["parts"], strict=True)
+            )
         return genotype, parts
 
     def retrain(self, genotype: Genotype, parts: tuple[PartSearchResult, ...] | None) -> DenoisingNetwork:
@@ -329,6 +331,9 @@ def open_run(config: Config, *, progress: Progress = _no_progress, log: MetricLo
     load_op_files(read_op_files(config.space.op_files))
     if config.device == "cuda" and not torch.cuda.is_available():
         raise ValueError("`device` is cuda, but torch sees no CUDA device")
+    if config.device == "cuda" and cluster_address(config.ray) is not None and config.ray.gpus_per_part == 0:
+        raise ValueError("`ray.gpus_per_part` must be above 0 on a cluster when `device` is cuda: Ray may place a part "
+                         "that asks for none on a machine without one")  # fmt: skip
     if config.latency.device != "cpu" and not torch.cuda.is_available():
         raise ValueError(f"`latency.device` is {config.latency.device}, but torch sees no CUDA device")
     prior = load_prior(config.prior.weights, device=config.device)

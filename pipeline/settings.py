@@ -15,6 +15,7 @@ DEVICES = ("cpu", "cuda")
 COSTS = ("latency", "parameters", "macs")
 SAMPLERS = ("random", "tpe", "nsga2")
 PRIORS = ("mirnet", "nafnet")
+PRECISIONS = ("float32", "bfloat16")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -166,6 +167,8 @@ class SearchConfig:
     threads_per_part: int = 1
     max_bad_steps: int = 20
     """Steps of a part that may be skipped because their loss is not finite, before its search ends."""
+    precision: str = "float32"
+    """`bfloat16`: supernets compute in mixed precision; weights, losses and the prior's features stay float32."""
 
     def __post_init__(self) -> None:
         for name in ("num_patches", "patch_size", "batch_size", "num_epochs", "arch_samples", "threads_per_part"):
@@ -176,6 +179,7 @@ class SearchConfig:
         for name in ("weight_learning_rate", "arch_learning_rate"):
             check(0 < getattr(self, name) <= 1, f"search.{name}", "above 0 and at most 1", getattr(self, name))
         check(self.estimator in ESTIMATORS, "search.estimator", f"one of {', '.join(ESTIMATORS)}", self.estimator)
+        check(self.precision in PRECISIONS, "search.precision", f"one of {', '.join(PRECISIONS)}", self.precision)
         check(self.cost in COSTS, "search.cost", f"one of {', '.join(COSTS)}", self.cost)
         check(0 <= self.complexity_weight < float("inf"), "search.complexity_weight", "finite and at least 0",
                self.complexity_weight)  # fmt: skip
@@ -219,11 +223,16 @@ class RetrainConfig:
     threads_per_worker: int = 2
     max_bad_steps: int = 20
     """Steps that may be skipped because their loss is not finite, before the training ends."""
+    precision: str = "float32"
+    """`bfloat16`: the network computes in mixed precision; weights, losses and the prior stay float32."""
+    compile: bool = False
+    """Let torch.compile make the network faster; the first step of every process then takes minutes."""
 
     def __post_init__(self) -> None:
         check(self.start in ("scratch", "inherited"), "retrain.start", "scratch or inherited", self.start)
         for name in ("patch_size", "batch_size", "num_epochs", "steps_per_epoch", "num_workers", "threads_per_worker"):
             check(getattr(self, name) >= 1, f"retrain.{name}", "at least 1", getattr(self, name))
+        check(self.precision in PRECISIONS, "retrain.precision", f"one of {', '.join(PRECISIONS)}", self.precision)
         check(self.patch_size % 4 == 0, "retrain.patch_size", "a multiple of 4", self.patch_size)
         check(0 < self.learning_rate <= 1, "retrain.learning_rate", "above 0 and at most 1", self.learning_rate)
         check(0 <= self.final_learning_rate <= self.learning_rate, "retrain.final_learning_rate",
@@ -266,6 +275,7 @@ class RayConfig:
     """Address of a running cluster; by default RAY_ADDRESS, or else a local one that ends with the command."""
     cpus_per_part: float = 0.5
     gpus_per_part: float = 0.0
+    """GPUs of every part search: a fraction shares one among several, above 1 it must be whole."""
     object_store_mb: int = 600
     """Object store of a local cluster."""
     max_failures: int = 3
@@ -276,6 +286,11 @@ class RayConfig:
 
     def __post_init__(self) -> None:
         check(self.max_failures >= 0, "ray.max_failures", "at least 0", self.max_failures)
+        check(0 <= self.cpus_per_part < float("inf"), "ray.cpus_per_part", "finite and at least 0", self.cpus_per_part)
+        gpus = self.gpus_per_part
+        check(0 <= gpus < float("inf") and (gpus <= 1 or gpus == int(gpus)), "ray.gpus_per_part",
+               "between 0 and 1, or a whole number", gpus)  # fmt: skip
+        check(self.object_store_mb >= 80, "ray.object_store_mb", "at least 80", self.object_store_mb)
 
 
 @dataclass(frozen=True, kw_only=True)

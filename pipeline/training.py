@@ -13,9 +13,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from pipeline.checkpoint import load_checkpoint, save_checkpoint
+from pipeline.checkpoint import load_checkpoint, restoring, save_checkpoint
 from pipeline.data.patches import PatchSource
 from pipeline.losses import is_good_step, training_loss
+from pipeline.precision import autocast
 from pipeline.priors import Prior
 from pipeline.settings import RetrainConfig
 
@@ -57,7 +58,10 @@ class Trainer:
         self.batch_size = config.batch_size // num_workers
         self.max_seconds = max_seconds
         self.generator = torch.Generator().manual_seed(seed)
-        self.module = wrap(_Outputs(self.network))
+        outputs: nn.Module = _Outputs(self.network)
+        if config.compile:
+            outputs = torch.compile(outputs)  # type: ignore[assignment]
+        self.module = wrap(outputs)
         self.optimizer = self._new_optimizer()
         self.is_distilling = self.prior is not None
         self.num_steps = 0
@@ -119,10 +123,10 @@ class Trainer:
         if self.is_distilling and self.prior is not None:
             with torch.no_grad():
                 targets = self.prior.features(noisy)
-            features = self.module(noisy)
+            features = self._outputs(noisy)
             loss = training_loss(noisy + features[-1], clean, features, targets)  # Eq. (14)
         else:
-            loss = training_loss(noisy + self.module(noisy)[-1], clean)
+            loss = training_loss(noisy + self._outputs(noisy)[-1], clean)
         self.optimizer.zero_grad(set_to_none=True)
         loss.backward()
         if is_good_step(loss.item(), self.network.parameters()):
@@ -135,6 +139,11 @@ class Trainer:
                 f"{config.max_bad_steps}; lower `retrain.learning_rate`"
             )
         return None
+
+    def _outputs(self, noisy: Tensor) -> list[Tensor]:
+        with autocast(self.device, self.config.precision):
+            outputs = self.module(noisy)
+        return [output.float() for output in outputs]
 
     def _new_optimizer(self) -> torch.optim.Adam:
         return torch.optim.Adam(self.network.parameters(), lr=self.config.learning_rate)
@@ -174,7 +183,9 @@ def train_to_the_end(
         on_epoch: called with (epochs done, metrics of the last).
     """
     if checkpoint.exists():
-        trainer.load_state(load_checkpoint(checkpoint, map_location=trainer.device))
+        state = load_checkpoint(checkpoint, map_location=trainer.device)
+        with restoring(checkpoint):
+            trainer.load_state(state)
     while trainer.progress < 1:
         metrics = trainer.run_epoch()
         save_checkpoint(checkpoint, trainer.state())

@@ -26,6 +26,7 @@ DEFAULT_OPS: tuple[str, ...] = ("conv_d1", "conv_d2", "conv_d3", "conv_r", "skip
 _MAX_CHANNELS = 1024  # far above any use; keeps a damaged file from allocating the machine away
 _MAX_RESOLUTIONS = 6
 _MAX_LAYERS = 64
+_MAX_CELL_WEIGHTS = 2**22  # cells x C^2: C = 512 on the paper's grid, gigabytes of weights per part
 
 
 class CellPosition(NamedTuple):
@@ -60,6 +61,11 @@ class SearchSpace:
             raise ValueError(f"`num_channels` must be a multiple of 16, got {self.num_channels}")
         _check_range("num_resolutions", self.num_resolutions, 1, _MAX_RESOLUTIONS)
         _check_range("num_layers", self.num_layers, 2 * self.num_resolutions - 1, _MAX_LAYERS)
+        if len(self.cells) * self.num_channels**2 > _MAX_CELL_WEIGHTS:
+            raise ValueError(
+                f"`num_channels` must be smaller for a grid of {len(self.cells)} cells (cells x channels^2 at most "
+                f"{_MAX_CELL_WEIGHTS}), got {self.num_channels}"
+            )
         if not self.candidate_ops:
             raise ValueError("`candidate_ops` must name at least one operator, got none")
         if len(set(self.candidate_ops)) != len(self.candidate_ops):

@@ -1,9 +1,15 @@
-"""What all tests share: a seeded generator, and one thread per process."""
+"""What all tests share: a seeded generator, one thread per process, and how many examples hypothesis draws."""
 
 from collections.abc import Iterator
 
 import pytest
 import torch
+from hypothesis import settings
+
+# Equal files every time; `pytest --hypothesis-profile=thousands` draws more of them.
+settings.register_profile("few", max_examples=20, derandomize=True, database=None, deadline=None)
+settings.register_profile("thousands", settings.get_profile("few"), max_examples=400)
+settings.load_profile("few")
 
 
 @pytest.fixture(autouse=True)

@@ -14,7 +14,7 @@ from torch import nn
 
 from pipeline.baselines.dncnn import DnCNN
 from pipeline.baselines.plain_unet import PlainUNet
-from pipeline.checkpoint import fill_by_name, load_metadata, load_weights, save_weights
+from pipeline.checkpoint import build_within, fill_by_name, load_metadata, load_weights, save_weights
 from pipeline.peers import ClearerNetwork, HinasNetwork
 from pipeline.priors import MIRNet, NAFNet
 
@@ -31,6 +31,7 @@ _CLASSES: dict[str, Callable[..., nn.Module]] = {
     "plain_unet": PlainUNet,
 }
 _METADATA_KEY = "baseline"
+_MAX_SIZE, _MAX_SIZES = 4096, 4096  # in the metadata of a file: far above any network here
 
 
 def list_baselines() -> list[str]:
@@ -93,8 +94,20 @@ def load_baseline(path: Path | str) -> nn.Module:
     tensors = load_weights(path)
     try:
         record = json.loads(load_metadata(path)[_METADATA_KEY])
-        network = build_baseline(record["name"], **record["sizes"])
-    except (KeyError, TypeError, ValueError) as error:
+        _refuse_large(record["sizes"])
+        network = build_within(
+            lambda: build_baseline(record["name"], **record["sizes"]), tensors, f"no such {record['name']}"
+        )
+    except (LookupError, TypeError, ValueError, AttributeError, RuntimeError, RecursionError) as error:
         raise ValueError(f"the metadata of {path} describe no baseline: {error}") from error
     fill_by_name(network, tensors, f"the weights in {path} are not those of {record['name']} {record['sizes']}")
     return network.to(memory_format=torch.channels_last).eval()  # type: ignore[call-overload]
+
+
+def _refuse_large(sizes: Any) -> None:
+    """Refuse sizes that would take long even where nothing is allocated."""
+    numbers = [sizes]
+    for value in numbers:  # grows while it is walked
+        numbers += value.values() if isinstance(value, dict) else value if isinstance(value, list) else []
+        if len(numbers) > _MAX_SIZES or (isinstance(value, int) and value > _MAX_SIZE):
+            raise ValueError(f"sizes must be at most {_MAX_SIZES} numbers up to {_MAX_SIZE}")

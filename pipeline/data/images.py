@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
 from torch import Tensor
 
 from pipeline.checkpoint import written_beside
@@ -19,6 +19,7 @@ IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".webp")
 TRAINING_PHOTOGRAPHS = ("astronaut", "coffee", "rocket")
 VALIDATION_PHOTOGRAPHS = ("chelsea", "motorcycle_left")
 _BITS_PER_SAMPLE = 258  # a tag of TIFF
+_MAX_PIXELS = 89_000_000  # 267 MB in memory; what Pillow itself warns of is a little more
 _VALIDATION_CROPS = {"motorcycle_left": (384, 512)}  # height, width from the top left: both images of similar size
 
 
@@ -38,6 +39,10 @@ def list_images(folder: Path | str) -> list[Path]:
     return paths
 
 
+class _KindError(ValueError):
+    """An image that was read, but is not of a kind that can be used."""
+
+
 def read_image(path: Path | str) -> np.ndarray:
     """Read an image file as (H, W, 3) uint8 RGB.
 
@@ -45,21 +50,25 @@ def read_image(path: Path | str) -> np.ndarray:
 
     Raises:
         FileNotFoundError: no such file.
-        ValueError: the file is not an image that can be decoded, is transparent, or neither RGB nor grey.
+        ValueError: the file is not an image that can be decoded, is too large or transparent, or neither RGB nor grey.
     """
     path = Path(path)
     if not path.is_file():
         raise FileNotFoundError(f"image {path} does not exist")
     try:
         with Image.open(path) as image:
+            if image.width * image.height > _MAX_PIXELS:
+                raise ValueError(f"it has {image.width} x {image.height} pixels, more than {_MAX_PIXELS}")
             if "transparency" in image.info:
-                raise ValueError(f"image {path} must be RGB or grey, got Pillow mode {image.mode!r} with transparency")
+                raise _KindError(f"image {path} must be RGB or grey, got Pillow mode {image.mode!r} with transparency")
             if _is_deep(path, image):
                 return _from_16_bit(_decode_16_bit(path, image), path)
             if image.mode not in ("RGB", "L", "1", "P"):
-                raise ValueError(f"image {path} must be RGB or grey, got Pillow mode {image.mode!r}")
+                raise _KindError(f"image {path} must be RGB or grey, got Pillow mode {image.mode!r}")
             return np.asarray(image.convert("RGB"))
-    except (UnidentifiedImageError, OSError, SyntaxError, Image.DecompressionBombError) as error:
+    except _KindError:
+        raise
+    except Exception as error:  # a damaged file makes Pillow and tifffile raise nearly every kind
         raise ValueError(f"image {path} cannot be decoded: {error}") from error
 
 
@@ -76,27 +85,25 @@ def _is_deep(path: Path, image: Image.Image) -> bool:
 def _decode_16_bit(path: Path, image: Image.Image) -> np.ndarray:
     import tifffile  # here: few images need it
 
-    try:
-        if image.format == "PNG":
-            return decode_png16(path.read_bytes())
-        if image.format != "TIFF":
-            return np.asarray(image)
-        with tifffile.TiffFile(path) as file:
-            series, kind = file.series[0], tifffile.PHOTOMETRIC(file.pages.first.photometric)
-            if kind not in (tifffile.PHOTOMETRIC.MINISBLACK, tifffile.PHOTOMETRIC.RGB):
-                raise ValueError(f"black must be 0, got a TIFF of kind {kind.name}")
-            array = series.asarray()
-            return array.transpose(1, 2, 0) if series.axes == "SYX" else array  # SYX: a plane per channel
-    # ValueError: also a compression that tifffile has no decoder for
-    except (tifffile.TiffFileError, ValueError, OSError, KeyError, IndexError) as error:
-        raise ValueError(f"image {path} cannot be decoded: {error}") from error
+    if image.format == "PNG":
+        return decode_png16(path.read_bytes())
+    if image.format != "TIFF":
+        return np.asarray(image)
+    with tifffile.TiffFile(path) as file:
+        series, kind = file.series[0], tifffile.PHOTOMETRIC(file.pages.first.photometric)
+        if kind not in (tifffile.PHOTOMETRIC.MINISBLACK, tifffile.PHOTOMETRIC.RGB):
+            raise ValueError(f"black must be 0, got a TIFF of kind {kind.name}")
+        if series.nbytes > 8 * _MAX_PIXELS:
+            raise ValueError(f"it has {series.nbytes} bytes, more than {8 * _MAX_PIXELS}")
+        array = series.asarray()
+        return array.transpose(1, 2, 0) if series.axes == "SYX" else array  # SYX: a plane per channel
 
 
 def _from_16_bit(array: np.ndarray, path: Path) -> np.ndarray:
     if array.ndim == 2 or (array.ndim == 3 and array.shape[2] == 1):
         array = np.repeat(array.reshape(*array.shape[:2], 1), 3, axis=2)
     if array.dtype != np.uint16 or array.ndim != 3 or array.shape[2] != 3:
-        raise ValueError(f"image {path} must be RGB or grey, got {array.dtype} of shape {array.shape}")
+        raise _KindError(f"image {path} must be RGB or grey, got {array.dtype} of shape {array.shape}")
     return np.round(array / 257).astype(np.uint8)  # 65535 / 255
 
 

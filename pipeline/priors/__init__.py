@@ -5,11 +5,12 @@ Called wherever a prior is needed. Loading is weights-only: safetensors, or `tor
 
 from importlib import resources
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from pipeline.checkpoint import fill_by_name, load_checkpoint, load_weights, save_weights
+from pipeline.checkpoint import build_within, fill_by_name, load_checkpoint, load_weights, save_weights
 from pipeline.priors.base import NUM_PARTS, Prior
 from pipeline.priors.mirnet import MIRNet, mirnet_sizes
 from pipeline.priors.nafnet import NAFNet, nafnet_sizes
@@ -72,7 +73,7 @@ def _published_tensors(path: Path) -> dict[str, Tensor]:
         if isinstance(state.get(key), dict):
             state = state[key]
             break
-    if not all(isinstance(value, Tensor) for value in state.values()):
+    if not all(isinstance(name, str) and isinstance(value, Tensor) for name, value in state.items()):
         raise ValueError(f"checkpoint {path} holds no state_dict of tensors")
     return {name.removeprefix("module."): tensor for name, tensor in state.items()}
 
@@ -81,9 +82,10 @@ def _build(tensors: dict[str, Tensor], source: str) -> MIRNet | NAFNet:
     """Build the network that `tensors` belong to, told by its first convolution, and fill it."""
     prior: MIRNet | NAFNet
     if _is_kernel(tensors, "conv_in.weight"):
-        prior = MIRNet(**mirnet_sizes(tensors))
+        prior = build_within(lambda: MIRNet(**mirnet_sizes(tensors)), tensors, f"{source} is no MIRNet")
     elif _is_kernel(tensors, "intro.weight"):
-        prior = NAFNet(**nafnet_sizes(tensors))  # type: ignore[arg-type]
+        sizes: dict[str, Any] = nafnet_sizes(tensors)
+        prior = build_within(lambda: NAFNet(**sizes), tensors, f"{source} is no NAFNet")
     else:
         raise ValueError(
             f"{source} is no MIRNet and no NAFNet: neither `conv_in.weight` nor `intro.weight` is a kernel in it; "

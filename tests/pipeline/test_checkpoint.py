@@ -1,6 +1,8 @@
+import json
 import os
 import pickle
 import resource
+import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -9,9 +11,11 @@ import torch
 
 from pipeline import checkpoint
 from pipeline.checkpoint import (
+    build_within,
     load_checkpoint,
     load_weights,
     remove_partial_files,
+    restoring,
     save_checkpoint,
     save_weights,
     write_atomically,
@@ -136,6 +140,44 @@ def test_code_in_a_checkpoint_is_refused_and_not_run(
     with pytest.raises(ValueError, match=r"evil\.pt is damaged or not weights-only"):
         load_checkpoint(path)
     assert not (tmp_path / "made-by-the-pickle").exists()
+
+
+def test_an_archive_that_claims_more_than_its_file_is_refused(tmp_path: Path) -> None:
+    """A compressed entry of zeros: 64 MB that would be allocated for a file of 64 kB."""
+    path = tmp_path / "bomb.pt"
+    save_checkpoint(path, {"w": torch.zeros(1)})
+    with zipfile.ZipFile(path, "a", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("archive/data/1", bytes(64 * 2**20))
+    assert path.stat().st_size < 100_000
+    with pytest.raises(ValueError, match=r"bomb\.pt is damaged or not weights-only: .*claim 67\d+ bytes in a file of"):
+        load_checkpoint(path)
+
+
+def test_weights_that_claim_more_than_their_file_are_refused(tmp_path: Path) -> None:
+    path = tmp_path / "claims.safetensors"
+    header = {"w": {"dtype": "F32", "shape": [10**12], "data_offsets": [0, 4 * 10**12]}}
+    text = json.dumps(header).encode()
+    path.write_bytes(len(text).to_bytes(8, "little") + text + bytes(64))
+    with pytest.raises(ValueError, match=r"claims\.safetensors cannot be read"):
+        load_weights(path)
+    path.write_bytes((2**40).to_bytes(8, "little") + text)
+    with pytest.raises(ValueError, match=r"claims\.safetensors cannot be read"):
+        load_weights(path)
+
+
+def test_a_module_much_larger_than_its_file_is_not_built() -> None:
+    tensors = {"w": torch.zeros(1).expand(10**6, 10**6)}  # a shape that four bytes stand for
+    with pytest.raises(ValueError, match=r"mine\.pth: its sizes ask for 1000001000000 numbers, the file holds 1"):
+        build_within(lambda: torch.nn.Linear(10**6, 10**6), tensors, "mine.pth")
+    assert build_within(lambda: torch.nn.Linear(2, 2), tensors, "mine.pth").weight.shape == (2, 2)
+
+
+def test_a_state_of_other_work_is_one_error_with_its_file() -> None:
+    with pytest.raises(
+        ValueError, match=r"checkpoint part0\.pt does not hold the state of this work: KeyError: 'epoch'"
+    ):
+        with restoring("part0.pt"):
+            {}["epoch"]
 
 
 def test_a_checkpoint_must_hold_a_dictionary(tmp_path: Path) -> None:

@@ -1,3 +1,4 @@
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -157,3 +158,27 @@ def test_runs_are_recorded_where_settings_or_else_the_environment_say(monkeypatc
     assert load_config("tiny", ["tracking.uri=sqlite:///mine.db"]).tracking_uri == "sqlite:///mine.db"
     monkeypatch.delenv("MLFLOW_TRACKING_URI")
     assert Config(output="/runs/one").tracking_uri == "sqlite:////runs/mlflow.db"
+
+
+NINEFOLD = [f"{name}: &{name} [{', '.join([f'*{before}'] * 9)}]" for before, name in pairwise("abcdefghij")]
+
+
+@pytest.mark.parametrize("text", ["\n".join(["a: &a [1, 1, 1]", *NINEFOLD]), "&a [*a]"], ids=["wide", "endless"])
+def test_what_anchors_repeat_is_bounded(tmp_path: Path, text: str) -> None:
+    """A few lines that would stand for 10^9 values, or for endlessly many."""
+    (tmp_path / "bomb.yaml").write_text(text)
+    with pytest.raises(ValueError, match=r"bomb\.yaml must hold at most 10000 values, 20 levels deep"):
+        load_config(str(tmp_path / "bomb.yaml"))
+
+
+def test_a_configuration_runs_no_code(tmp_path: Path) -> None:
+    (tmp_path / "evil.yaml").write_text(f"!!python/object/apply:os.mkdir [{tmp_path / 'made'}]")
+    with pytest.raises(ValueError, match=r"evil\.yaml is not YAML"):
+        load_config(str(tmp_path / "evil.yaml"))
+    assert not (tmp_path / "made").exists()
+
+
+def test_an_error_names_the_file(tmp_path: Path) -> None:
+    (tmp_path / "mine.yaml").write_text("search: {num_epochs: 0}")
+    with pytest.raises(ValueError, match=r"mine\.yaml: `search.num_epochs` must be at least 1, got 0"):
+        load_config(str(tmp_path / "mine.yaml"))

@@ -1,3 +1,4 @@
+import warnings
 from pathlib import Path
 
 import numpy as np
@@ -136,3 +137,17 @@ def test_deep_files_that_are_cut_off_are_named(tmp_path: Path, deep: np.ndarray,
     path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
     with pytest.raises(ValueError, match=f"image {path} cannot be decoded"):
         read_image(path)
+
+
+@pytest.mark.parametrize("side", [10_000, 40_000])
+def test_an_image_that_claims_too_many_pixels_is_refused(tmp_path: Path, side: int) -> None:
+    """A header of a few bytes; Pillow itself would allocate the first and only refuse the second."""
+    path = tmp_path / "bomb.bmp"
+    Image.new("RGB", (4, 4)).save(path)
+    content = bytearray(path.read_bytes())
+    content[18:26] = side.to_bytes(4, "little") * 2  # width and height
+    path.write_bytes(content)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", Image.DecompressionBombWarning)
+        with pytest.raises(ValueError, match=r"bomb\.bmp cannot be decoded: .*pixels"):
+            read_image(path)

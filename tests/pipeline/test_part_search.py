@@ -14,7 +14,7 @@ from pipeline.checkpoint import load_checkpoint
 from pipeline.config import load_config
 from pipeline.data.part_data import CachedFeatures, PartData, PatchSet, Split
 from pipeline.part_search import Log, PartSearchResult, search_part
-from pipeline.settings import SearchConfig
+from pipeline.settings import PRECISIONS, SearchConfig
 from search_space import ESTIMATORS, ArchParameters, Choices, CostModel, PartNetwork, SearchSpace, op_num_parameters
 
 CPU = torch.device("cpu")
@@ -287,3 +287,46 @@ def test_levels_at_random_are_held_while_the_others_are_searched(run: Searcher, 
     assert all(cell.op == by_position[cell.position] for cell in first.part.cells)
     other = run(decided, random_levels=["alpha"], seed=1)
     assert other.probabilities["alpha"] != first.probabilities["alpha"]
+
+
+@pytest.mark.parametrize("estimator", ESTIMATORS)
+def test_bfloat16_searches_as_float32_does(run: Searcher, config: SearchConfig, estimator: str) -> None:
+    """Stated tolerance: the loss of every epoch within 5 %, probabilities within 0.04.
+
+    Three seeds showed 3.2 % and 0.022 at most on an AMD EPYC. Choices that are nearly tied may be decided otherwise.
+    """
+    results, losses = [], []
+    for precision in PRECISIONS:
+        rows = Rows()
+        results.append(run(replace(config, precision=precision, estimator=estimator), log=rows))
+        losses.append([metrics["l_dp_weights"] for _, metrics in rows])
+    assert losses[0] != losses[1], "it has no effect"
+    assert losses[1] == pytest.approx(losses[0], rel=0.05)
+    assert all(tensor.dtype == torch.float32 for tensor in results[1].weights.values())
+    for name, values in results[0].probabilities.items():
+        for expected, found in zip(values, results[1].probabilities[name], strict=True):
+            assert found == pytest.approx(expected, abs=0.04)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda state: state.pop("epoch"), lambda state: state.update(epoch=10**9), lambda state: state.update(epoch=-9),
+        lambda state: state.update(epoch="1"), lambda state: state.pop("generator"),
+        lambda state: state.update(generator=torch.zeros(3)), lambda state: state.update(supernet=[1]),
+        lambda state: state["supernet"].popitem(), lambda state: state["arch_optimizer"].pop("param_groups"),
+        lambda state: state["weight_optimizer"].update(param_groups=[None]),
+        lambda state: state["weight_optimizer"]["param_groups"][0].update(params=[0]),
+    ],
+)  # fmt: skip
+def test_a_damaged_state_is_refused_with_its_file(
+    run: Searcher, config: SearchConfig, tmp_path: Path, change: Any
+) -> None:
+    path = tmp_path / "part1.pt"
+    short = replace(config, num_epochs=1)
+    run(short, checkpoint_path=path, checkpoint_key="k")
+    state = torch.load(path, weights_only=True)
+    change(state)
+    torch.save(state, path)
+    with pytest.raises(ValueError, match=r"part1\.pt does not hold the state of this work"):
+        run(short, checkpoint_path=path, checkpoint_key="k")

@@ -1,4 +1,7 @@
+import copy
+import shutil
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -8,7 +11,7 @@ from torch import Tensor, nn
 from pipeline import training
 from pipeline.config import load_config
 from pipeline.data.patches import PatchSource
-from pipeline.settings import RetrainConfig
+from pipeline.settings import PRECISIONS, RetrainConfig
 from pipeline.training import Trainer
 from search_space import DenoisingNetwork, SearchSpace, build_network, sample_genotype
 
@@ -196,3 +199,50 @@ def test_adam_starts_anew_when_distillation_ends(make_trainer: Any, quick_prior:
         trainer.run_epoch()
         steps.append(max(int(state["step"]) for state in trainer.optimizer.state.values()))
     assert steps == [6, 12, 6, 12, 18]
+
+
+def test_bfloat16_trains_as_float32_does(make_trainer: Any, config: RetrainConfig, quick_prior: Any) -> None:
+    """Stated tolerance: the loss of every epoch within 2 %; four seeds showed 0.4 % at most on an AMD EPYC."""
+    losses = {}
+    for precision in PRECISIONS:
+        trainer = make_trainer(config=replace(config, precision=precision), prior=quick_prior)
+        losses[precision] = [trainer.run_epoch()["loss"] for _ in range(5)]
+        assert all(p.dtype == torch.float32 for p in trainer.network.parameters())
+    assert losses["bfloat16"] != losses["float32"], "it has no effect"
+    assert losses["bfloat16"] == pytest.approx(losses["float32"], rel=0.02)
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+def test_bfloat16_trains_as_float32_does_on_a_gpu(make_trainer: Any, config: RetrainConfig) -> None:
+    losses = []
+    for precision in PRECISIONS:
+        trainer = make_trainer(config=replace(config, precision=precision), device=torch.device("cuda"))
+        losses.append([trainer.run_epoch()["loss"] for _ in range(5)])
+    assert losses[0] == pytest.approx(losses[1], rel=0.02)
+
+
+def test_the_network_is_channels_last(make_trainer: Any) -> None:
+    trainer = make_trainer()
+    kernels = [p for p in trainer.network.parameters() if p.dim() == 4]
+    assert kernels
+    assert all(p.is_contiguous(memory_format=torch.channels_last) for p in kernels)
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(shutil.which("c++") is None, reason="torch.compile needs a C++ compiler")
+@pytest.mark.filterwarnings("ignore")  # of torch's own compiler, other ones in every version
+def test_a_compiled_network_trains_as_an_interpreted_one(
+    make_trainer: Any, config: RetrainConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path))
+    monkeypatch.setenv("TORCHINDUCTOR_COMPILE_THREADS", "1")  # no processes that outlive the test
+    short = replace(config, num_epochs=1, steps_per_epoch=3)
+    space = SearchSpace(num_channels=16, num_resolutions=1, num_layers=1, candidate_ops=("conv_d1",))
+    network = build_network(sample_genotype(space, generator=torch.Generator().manual_seed(0)))
+    plain = make_trainer(copy.deepcopy(network), config=short)
+    compiled = make_trainer(network, config=replace(short, compile=True))
+    assert compiled.run_epoch()["loss"] == pytest.approx(plain.run_epoch()["loss"], rel=1e-4)
+    assert list(tmp_path.rglob("*.so")), "nothing was compiled"
+    for name, tensor in plain.network.state_dict().items():
+        torch.testing.assert_close(compiled.state()["network"][name], tensor, rtol=1e-2, atol=1e-4)

@@ -95,6 +95,7 @@ def test_widths_are_eighths_of_the_channels() -> None:
         ({"num_channels": 10**9}, "`num_channels` must be an integer from 16 to 1024, got 1000000000"),
         ({"num_channels": 16.0}, r"`num_channels` must be an integer from 16 to 1024, got 16\.0"),
         ({"num_channels": "16"}, "`num_channels` must be an integer from 16 to 1024, got '16'"),
+        ({"num_channels": 1024}, r"`num_channels` must be smaller for a grid of 12 cells .*, got 1024"),
         ({"num_resolutions": 0}, "`num_resolutions` must be an integer from 1 to 6, got 0"),
         ({"num_resolutions": True}, "`num_resolutions` must be an integer from 1 to 6, got True"),
         ({"num_resolutions": 3, "num_layers": 4}, "`num_layers` must be an integer from 5 to 64, got 4"),
