@@ -133,6 +133,7 @@ class Recorder(tune.Callback):
         self._keys = {record["key"] for record in records}
         self._total = total
         self._on_record = on_record
+        self._error: Exception | None = None
         self.queue: Queue | None = None
 
     def __reduce__(self) -> tuple[type, tuple]:
@@ -144,15 +145,31 @@ class Recorder(tune.Callback):
 
     def __exit__(self, *error: object) -> None:
         assert self.queue is not None
-        self.drain()
-        self.queue.shutdown()
+        try:
+            if self._error is None:
+                self.drain()
+        finally:
+            self.queue.shutdown()
+        if self._error is not None:
+            raise self._error  # Tune hides it in one of its own
 
     def on_trial_result(self, iteration: int, trials: list, trial: Any, result: dict, **info: Any) -> None:
         """Write what has arrived."""
         self.drain()
 
     def drain(self) -> None:
-        """Write every record in the queue."""
+        """Write every record in the queue.
+
+        Raises:
+            OSError: a record cannot be written; also raised where the context ends.
+        """
+        try:
+            self._drain()
+        except Exception as error:
+            self._error = error
+            raise
+
+    def _drain(self) -> None:
         assert self.queue is not None
         for record in self.queue.get_nowait_batch(self.queue.qsize()):
             if record["key"] in self._keys:  # a trial that died after sending was run again

@@ -114,7 +114,7 @@ def search_part(
         with restoring(checkpoint_path):
             search.load_state(state)
             history = [(int(epoch), dict(metrics)) for epoch, metrics in state["history"]]
-            before = history[-1][1]["seconds"] + 0.0
+            before = float(history[-1][1]["seconds"])
     if log is not None:
         for entry in history:  # whoever was told may have died with it
             log(*entry)
@@ -132,7 +132,7 @@ def search_part(
         if checkpoint_path is not None:
             save_checkpoint(
                 checkpoint_path,
-                search.state() | {"epoch": epoch + 1, "key": checkpoint_key, "history": history},
+                search.state() | {"key": checkpoint_key, "history": history},
             )
         if log is not None:
             log(*history[-1])

@@ -147,8 +147,9 @@ def train_worker(settings: dict[str, Any]) -> None:
     )
     history: list[tuple[int, dict[str, float]]] = []
     if checkpoint := ray.train.get_checkpoint():
-        with checkpoint.as_directory() as directory, restoring(Path(directory) / _STATE_FILE):
+        with checkpoint.as_directory() as directory:
             state = load_checkpoint(Path(directory) / _STATE_FILE, map_location=device)
+        with restoring(f"{checkpoint.path}/{_STATE_FILE}"):
             history = [(int(epoch), dict(metrics)) for epoch, metrics in state["history"]]
             trainer.load_state(state | {"generator": _generator_of(rank, state["generators"], config.seed)})
     for epoch in range(len(history), config.retrain.num_epochs):

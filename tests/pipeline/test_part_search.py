@@ -311,8 +311,9 @@ def test_bfloat16_searches_as_float32_does(run: Searcher, config: SearchConfig, 
 @pytest.mark.parametrize(
     "change",
     [
-        lambda state: state.pop("epoch"), lambda state: state.update(epoch=10**9), lambda state: state.update(epoch=-9),
-        lambda state: state.update(epoch="1"), lambda state: state.pop("generator"),
+        lambda state: state.pop("history"), lambda state: state.update(history=[]),
+        lambda state: state.update(history=7),
+        lambda state: state.update(history=[(1, {})]), lambda state: state.pop("generator"),
         lambda state: state.update(generator=torch.zeros(3)), lambda state: state.update(supernet=[1]),
         lambda state: state["supernet"].popitem(), lambda state: state["arch_optimizer"].pop("param_groups"),
         lambda state: state["weight_optimizer"].update(param_groups=[None]),

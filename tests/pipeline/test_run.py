@@ -251,7 +251,7 @@ def test_a_part_on_another_disk_sends_its_checkpoint_and_goes_on_from_the_one_it
     assert list(tmp_path.iterdir()) == [] and ray.get(actor.take_checkpoint.remote()) is None
     (tmp_path / "sent.pt").write_bytes(content)
     told = ray.get(actor.poll.remote())
-    assert load_checkpoint(tmp_path / "sent.pt")["epoch"] == len(told) == 3
+    assert len(load_checkpoint(tmp_path / "sent.pt")["history"]) == len(told) == 3
 
     again = ray.get(actor.run.remote(replace(job, checkpoint=content), shared))
     assert ray.get(actor.poll.remote()) == told  # no epoch was left to do
@@ -328,7 +328,7 @@ def test_a_search_killed_in_the_middle_ends_as_an_undisturbed_one(finished: Path
     for folder in folders:
         shutil.rmtree(folder)
     assert not (killed / "genotype.json").exists()
-    epochs = [load_checkpoint(path)["epoch"] for path in checkpoints]
+    epochs = [len(load_checkpoint(path)["history"]) for path in checkpoints]
     assert all(0 < epoch for epoch in epochs) and min(epochs) < SEARCH_EPOCHS
 
     assert main(search(killed)) == 0
