@@ -305,7 +305,8 @@ def main() -> None:
                 uri = server.uri
             elif victim == "node":
                 cluster = stack.enter_context(machines())
-                more = [f"ray.address={cluster[0]}"]
+                # The head has no processor to retrain with; all machines see this folder.
+                more = [f"ray.address={cluster[0]}", f"ray.storage_path={folder / 'train'}"]
             start = time.perf_counter()
             carry_out(case, Command(name, folder, prices, f"tracking.uri={uri}", *more), choice, server, cluster)
             case.seconds = round(time.perf_counter() - start, 1)

@@ -1,7 +1,15 @@
 """Metrics of a run: on disk first, in MLflow once, whatever happens in between."""
 
 import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+import urllib.request
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -105,3 +113,46 @@ def test_a_server_that_goes_away_is_one_warning_and_gets_everything_later(
         tracking.finish({})
     assert history(database, tracking.run_id) == [(1, 1.0), (2, 1 / 2), (3, 1 / 3), (4, 0.25)]
     assert not RunTracking.has_unsent(run.folder)
+
+
+def start_server(database: Path, port: int) -> subprocess.Popen[bytes]:
+    """Start a tracking server in a process group of its own, and wait until it answers."""
+    server = subprocess.Popen(
+        [sys.executable, "-m", "mlflow", "server", "--workers", "1", "--port", str(port), "--backend-store-uri",
+         f"sqlite:///{database}", "--artifacts-destination", str(database.parent / "artifacts")],
+        env=os.environ | {"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}, start_new_session=True,
+        stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
+    )  # fmt: skip
+    deadline = time.monotonic() + 60
+    while True:
+        with suppress(OSError), urllib.request.urlopen(f"http://127.0.0.1:{port}/health", timeout=2):
+            return server
+        assert time.monotonic() < deadline, "the server did not start"
+        time.sleep(0.2)
+
+
+@pytest.mark.slow
+def test_a_real_server_that_is_killed_gets_everything_when_it_is_back(run: Run, tmp_path: Path) -> None:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    object.__setattr__(run, "config", run.config.with_settings({"tracking.uri": f"http://127.0.0.1:{port}"}))
+    database = tmp_path / "served" / "mlflow.db"
+    database.parent.mkdir()
+    server = start_server(database, port)
+    try:
+        with RunTracking(run) as tracking:
+            tracking.log({NAME: 1.0}, 1)
+            os.killpg(server.pid, signal.SIGKILL)
+            server.wait()
+            tracking.log({NAME: 0.5}, 2)
+            tracking.finish({})
+        assert RunTracking.has_unsent(run.folder)
+        server = start_server(database, port)
+        with RunTracking(run) as tracking:
+            tracking.finish({})
+        assert history(f"sqlite:///{database}", tracking.run_id) == [(1, 1.0), (2, 0.5)]
+        assert not RunTracking.has_unsent(run.folder)
+    finally:
+        os.killpg(server.pid, signal.SIGKILL)
+        server.wait()

@@ -1,0 +1,130 @@
+"""A search that loses a machine and a retraining that loses its worker, on a cluster of three in this process."""
+
+import os
+import shutil
+import signal
+import tempfile
+import time
+import uuid
+from collections.abc import Iterator
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import ray  # noqa: TID251  # as the pipeline does
+import torch
+from ray.cluster_utils import Cluster  # noqa: TID251
+
+from pipeline import cluster
+from pipeline import search as stage
+from pipeline.config import load_config
+from pipeline.data.images import TRAINING_PHOTOGRAPHS, photographs
+from pipeline.data.patches import noisy_patches
+from pipeline.priors import load_prior
+from pipeline.retrain import retrain
+from pipeline.training import Trainer
+from search_space import Genotype, SearchSpace, build_network, sample_genotype
+
+pytestmark = [pytest.mark.slow, pytest.mark.ray]
+
+MARK = f"DENOISE_NAS_LOST={uuid.uuid4()}"  # in the environment of all processes of the cluster
+MEMORY = 100 * 2**20
+
+
+@pytest.fixture(scope="module")
+def machines() -> Iterator[Cluster]:
+    """A head without processors, and two machines with two each."""
+    folder = Path(tempfile.mkdtemp(prefix="nas-test-", dir="/tmp"))
+    with pytest.MonkeyPatch.context() as patch:
+        for name, value in (cluster._ENVIRONMENT | cluster._LOCAL_ENVIRONMENT).items():
+            patch.setenv(name, value)
+        patch.setenv(*MARK.split("="))
+        head = {"num_cpus": 0, "object_store_memory": MEMORY, "temp_dir": str(folder), "include_dashboard": False}
+        machines = Cluster(initialize_head=True, head_node_args=head)
+        for _ in range(2):
+            machines.add_node(num_cpus=2, object_store_memory=MEMORY)
+        ray.init(address=machines.address, log_to_driver=False)
+        yield machines
+        ray.shutdown()
+        machines.shutdown()
+    shutil.rmtree(folder, ignore_errors=True)
+
+
+def processes(title: str) -> list[int]:
+    """Return the processes of this cluster with that title."""
+    found = []
+    for entry in Path("/proc").iterdir():
+        with suppress(OSError):
+            if entry.name.isdigit() and (entry / "cmdline").read_bytes().decode(errors="replace").startswith(title):
+                if MARK.encode() in (entry / "environ").read_bytes():
+                    found.append(int(entry.name))
+    return found
+
+
+def test_a_retraining_whose_worker_is_killed_repeats_no_finished_epoch(
+    machines: Cluster, tmp_path: Path, images: list[np.ndarray]
+) -> None:
+    config = load_config("tiny", ["retrain.num_epochs=8", "retrain.steps_per_epoch=6", "retrain.distill_share=0",
+                                  "retrain.start=scratch", f"ray.storage_path={tmp_path / 'shared'}"])  # fmt: skip
+    space = SearchSpace(num_channels=16, num_resolutions=1, num_layers=1, candidate_ops=("conv_r",))
+    genotype = sample_genotype(space, generator=torch.Generator().manual_seed(0))
+    losses: dict[int, list[float]] = {}
+    killed: list[int] = []
+
+    def log(epoch: int, metrics: dict[str, float]) -> None:
+        losses.setdefault(epoch, []).append(metrics["loss"])
+        if epoch == 2 and not killed:
+            killed.extend(processes("ray::RayTrainWorker"))
+            for pid in killed:
+                os.kill(pid, signal.SIGKILL)
+
+    retrain(config, genotype, images, inherited=None, folder=tmp_path / "train", log=log)
+    assert len(killed) == 1
+    assert sorted(losses) == list(range(1, 9)) and all(len(told) == 1 for told in losses.values())
+    torch.manual_seed(config.seed)
+    source = noisy_patches(images, config.noise, patch_size=config.retrain.patch_size)
+    undisturbed = Trainer(
+        build_network(genotype), source, config.retrain, prior=None, seed=config.seed, device=torch.device("cpu")
+    )
+    assert [losses[epoch][0] for epoch in range(1, 9)] == pytest.approx(
+        [undisturbed.run_epoch()["loss"] for _ in range(8)], rel=1e-4
+    )
+
+
+def test_a_search_whose_machine_is_gone_goes_on_at_another(
+    machines: Cluster, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    config = load_config("tiny", ["search.cost=macs", "search.num_epochs=60"])
+    prior = load_prior(config.prior.weights)
+    space = stage.space_of(config, prior.num_channels)
+    inputs = stage.prepare_inputs(config, prior, photographs(TRAINING_PHOTOGRAPHS))
+    actors: list[Any] = []
+    start = stage.start_part_actor
+
+    def remembered(*arguments: Any, **options: Any) -> Any:
+        actors.append(start(*arguments, **options))
+        return actors[-1]
+
+    monkeypatch.setattr(stage, "start_part_actor", remembered)
+
+    def searched(name: str, log: Any = None) -> Genotype:
+        costs = stage.cost_models(config, space, None)
+        return stage.search(config, space, costs, inputs, checkpoint_folder=tmp_path / name, log=log).genotype
+
+    lost: list[str] = []
+
+    def log(part_index: int, epoch: int, metrics: dict[str, float]) -> None:
+        if part_index == 1 and not lost:
+            lost.append(ray.get(actors[1].__ray_call__.remote(lambda _: ray.get_runtime_context().get_node_id())))
+            (node,) = [node for node in machines.worker_nodes if node.node_id == lost[0]]
+            machines.remove_node(node, allow_graceful=False)
+
+    interrupted = searched("interrupted", log)
+    assert len(actors) > 3 and "the process that searched part 1 died; the same command goes on" in caplog.text
+    assert sorted(path.name for path in (tmp_path / "interrupted").iterdir()) == ["part0.pt", "part1.pt", "part2.pt"]
+    deadline = time.monotonic() + 60
+    while sum(node["Alive"] for node in ray.nodes()) > 2 and time.monotonic() < deadline:
+        time.sleep(0.2)
+    assert interrupted == searched("undisturbed")
