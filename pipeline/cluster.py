@@ -90,9 +90,10 @@ def _initialised(config: RayConfig, address: str | None) -> Iterator[None]:
     _sweep(root)
     folder = Path(tempfile.mkdtemp(prefix=f"{_FOLDER_PREFIX}{os.getpid()}-", dir=root))
     try:
-        with warnings.catch_warnings():
+        with warnings.catch_warnings(), _loopback() as address_of_node:
             warnings.simplefilter("ignore")  # Ray's own notices about its defaults
             ray.init(
+                _node_ip_address=address_of_node,
                 include_dashboard=False,
                 log_to_driver=False,
                 logging_level=logging.WARNING,
@@ -103,6 +104,23 @@ def _initialised(config: RayConfig, address: str | None) -> Iterator[None]:
     finally:
         ray.shutdown()
         shutil.rmtree(folder, ignore_errors=True)
+
+
+@contextmanager
+def _loopback() -> Iterator[str]:
+    """Provide the address of a node that nobody reaches from outside: all servers of such a node listen there alone.
+
+    Inside, Ray keeps it. It would replace it by the machine's outer address otherwise, except on macOS, and listen on
+    all of them; it has no setting for that.
+    """
+    from ray._private import services
+
+    replace = services.resolve_ip_for_localhost
+    services.resolve_ip_for_localhost = lambda host: host
+    try:
+        yield "127.0.0.1"
+    finally:
+        services.resolve_ip_for_localhost = replace
 
 
 def driver_queue() -> Any:
