@@ -405,13 +405,18 @@ class ExperimentConfig:
     """In place of `retrain.num_epochs` for the toy networks of `resampling`."""
     proxy_epochs: int | None = None
     """In place of `retrain.num_epochs` for the trainings of `proxies`, long enough to tell architectures apart."""
+    denoiser_epochs: int | None = None
+    """In place of `retrain.num_epochs` for the trainings of `denoisers`."""
     data: tuple[str, ...] = ()
     """Further test sets of `denoisers`, such as folders named CBSD68, Set5 and PolyU100; see docs/data.md."""
     noise: tuple[str, ...] = ("awgn:15", "awgn:25", "awgn:50", "niid:1", "niid:2", "niid:3")
     """Noises of the clean ones among them."""
+    max_images: int | None = None
+    """Images of each of them that count, at equal distances; None: all."""
 
     def __post_init__(self) -> None:
-        sizes = ("search_epochs", "search_batch_size", "train_epochs", "train_batch_size", "toy_epochs", "proxy_epochs")
+        sizes = ("search_epochs", "search_batch_size", "train_epochs", "train_batch_size", "toy_epochs", "proxy_epochs",
+                 "denoiser_epochs", "max_images")  # fmt: skip
         for name in sizes:
             value = getattr(self, name)
             check(value is None or value >= 1, f"experiment.{name}", "at least 1", value)

@@ -125,14 +125,17 @@ def read_records(folder: Path) -> list[CellRecord]:
 
 def values_by_seed(records: Sequence[CellRecord], experiment: Experiment) -> dict[int, dict[str, Values]]:
     """Return the numbers by seed and variant, of the seeds for which no cell is missing."""
-    names = [variant.name for variant in experiment.variants]
     stages = {"run"} if experiment.measure is None else set(STAGES)
     found: dict[tuple[int, str], dict[str, Values]] = {}
     for record in records:
         found.setdefault((record.seed, record.variant), {})[record.stage] = record.values
+    seeds = sorted({record.seed for record in records})
     complete: dict[int, dict[str, Values]] = {}
-    for seed in sorted({record.seed for record in records}):
-        cells = {name: found.get((seed, name), {}) for name in names}
+    for seed in seeds:
+        cells = {
+            variant.name: found.get((seed if variant.is_seeded else seeds[0], variant.name), {})
+            for variant in experiment.variants
+        }
         if all(set(cell) >= stages for cell in cells.values()):
             complete[seed] = {name: {k: v for values in cell.values() for k, v in values.items()}
                               for name, cell in cells.items()}  # fmt: skip

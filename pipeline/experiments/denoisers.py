@@ -4,8 +4,10 @@ arXiv 2502.13359, Section IV-B. All networks are trained from scratch with L1, t
 scored on the sets that `experiment.data` names; quality is drawn against measured milliseconds.
 """
 
-from collections.abc import Callable, Iterator, Mapping
+import math
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from functools import partial
+from itertools import islice
 from pathlib import Path
 from statistics import fmean
 
@@ -21,7 +23,7 @@ from pipeline.data.datasets import Dataset, open_dataset
 from pipeline.data.images import write_image
 from pipeline.denoise import denoise_image
 from pipeline.evaluate import ImageScore, evaluate_denoiser, mean_score, score_image
-from pipeline.evaluation.noise import PAIRS, TestNoise, parse_noise
+from pipeline.evaluation.noise import PAIRS, NoisySample, TestNoise, parse_noise
 from pipeline.experiments.cells import FILES_FOLDER, cell_name
 from pipeline.experiments.drawing import new_figure, save_figure
 from pipeline.experiments.experiment import CellJob, Claim, Column, Experiment, Values, Variant, compare
@@ -52,7 +54,8 @@ _COLUMNS = [
 
 def run(job: CellJob) -> Values:
     """Train, where there is something to train, and score on the validation images and on the sets of the settings."""
-    config = job.config.with_settings({"retrain.distill_share": 0.0})
+    num_epochs = job.config.experiment.denoiser_epochs or job.config.retrain.num_epochs
+    config = job.config.with_settings({"retrain.distill_share": 0.0, "retrain.num_epochs": num_epochs})
     if config.experiment.data:  # several kinds and strengths of noise are asked for
         config = config.with_settings({"noise.model": "mixed", "noise.sigma_255": [0.0, 55.0]})
     if job.variant == NOISY:
@@ -163,7 +166,7 @@ def _scores(job: CellJob, config: Config, denoiser: Callable[[float | None], nn.
                 partial(denoise_image, network, tile_size=tile_size, device=config.device),
                 name=sample.name, clean=sample.clean, noisy=sample.noisy,
             ).psnr_db
-            for sample in noise.samples(dataset)
+            for sample in _spread(noise.samples(dataset), len(dataset), config.experiment.max_images)
         ]  # fmt: skip
         values[f"psnr_db {dataset.name} {noise.name}"] = fmean(found)
     return values
@@ -174,6 +177,11 @@ def _sets(config: Config) -> Iterator[tuple[Dataset, TestNoise]]:
         dataset = open_dataset(source)
         for name in (PAIRS,) if dataset.is_paired else config.experiment.noise:
             yield dataset, parse_noise(name)
+
+
+def _spread(samples: Iterable[NoisySample], num: int, most: int | None) -> Iterator[NoisySample]:
+    """Return at most so many of `num` samples, at equal distances; noise is as it is in the whole set."""
+    return islice(samples, 0, None, 1 if most is None else math.ceil(num / most))
 
 
 def _save_crop(path: Path, score: ImageScore, clean: np.ndarray) -> None:
@@ -211,11 +219,12 @@ EXPERIMENT = Experiment(
         "baselines except in the paper's presets. The first column is the mean of the validation images. "
         "`experiment.data` names further sets (CBSD68, Set5, PolyU100 have columns; others are in the records alone), "
         "`experiment.noise` the noises of the clean ones; training is then blind (VDN's maps and sigma 0 to 55, half "
-        "each). BM3D knows sigma where it is constant, and needs its package; without it its row is empty."
+        "each). Of every set at most `experiment.max_images` count, at equal distances. BM3D knows sigma where it is "
+        "constant, and needs its package; without it its row is empty."
     ),
     variants=(
-        Variant(name=NOISY, label="noisy input"),
-        Variant(name=BLOCK_MATCHING, label="BM3D", paper=_paper(32.67, 29.83, 26.81)),
+        Variant(name=NOISY, label="noisy input", is_seeded=False),
+        Variant(name=BLOCK_MATCHING, label="BM3D", is_seeded=False, paper=_paper(32.67, 29.83, 26.81)),
         Variant(name="dncnn", label="DnCNN", paper=_paper(33.87, 31.22, 27.91)),
         Variant(name="plain-unet", label="plain U-Net"),
         Variant(name="nafnet", label="NAFNet"),

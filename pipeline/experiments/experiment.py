@@ -58,11 +58,13 @@ class Variant:
     Attributes:
         name: in files and on the command line: lower case letters, digits and hyphens.
         label: in tables and figures.
+        is_seeded: its numbers depend on the seed. Otherwise they are made once, for the first seed, and hold for all.
         paper: the paper's own figures, by key of a column.
     """
 
     name: str
     label: str
+    is_seeded: bool = True
     paper: Mapping[str, float] = field(default_factory=dict)
 
 

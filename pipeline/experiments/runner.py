@@ -63,7 +63,12 @@ def run_cells(
         if stage == "measure" and experiment.measure is None:
             continue
         (folder / stage).mkdir(exist_ok=True)
-        cells = [(variant.name, seed) for seed in seeds for variant in experiment.variants]
+        cells = [
+            (variant.name, seed)
+            for seed in seeds
+            for variant in experiment.variants
+            if variant.is_seeded or seed == seeds[0]
+        ]
         missing = [cell for cell in cells if not record_path(folder, stage, *cell).exists()]
         is_alone = stage == "measure" or experiment.run_alone
         num_threads = config.retrain.threads_per_worker if is_alone else 1

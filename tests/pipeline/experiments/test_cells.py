@@ -58,6 +58,15 @@ def test_only_seeds_without_a_missing_cell_count(two_variants: Experiment) -> No
     assert values_by_seed(records, timed)[0]["fast"] == {"psnr_db": 30.0, "ms": 1.0}
 
 
+def test_numbers_that_depend_on_no_seed_hold_for_all(two_variants: Experiment) -> None:
+    fixed = replace(two_variants.variants[0], is_seeded=False)
+    experiment = replace(two_variants, variants=(fixed, two_variants.variants[1]))
+    other = two_variants.variants[1].name
+    records = [record(fixed.name, 3), record(other, 3), record(other, 4)]
+    values = values_by_seed(records, experiment)
+    assert values[4] == {fixed.name: {"psnr_db": 33.0}, other: {"psnr_db": 34.0}}
+
+
 def test_wall_time_counts_overlaps_once_and_pauses_not() -> None:
     records = [record(started_at=0.0), record(started_at=1.0), record(started_at=100.0)]  # 0 .. 2, 1 .. 3, 100 .. 102
     assert wall_seconds(records) == 5.0

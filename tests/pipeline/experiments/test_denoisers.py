@@ -12,7 +12,7 @@ from pipeline.data.images import write_image
 from pipeline.evaluate import evaluate_denoiser, mean_score
 from pipeline.experiments import CellJob, load_experiment
 from pipeline.experiments.cells import FILES_FOLDER, cell_name
-from pipeline.experiments.denoisers import CROP_FILE, front
+from pipeline.experiments.denoisers import CROP_FILE, _spread, front
 from pipeline.search import space_of
 from search_space import space_op_specs
 
@@ -78,3 +78,8 @@ def test_figures(make_job: Callable[..., CellJob], tmp_path: Path) -> None:
     paths = experiment.draw(values, folder)
     assert [path.name for path in paths] == ["front.png", "crops.png"]
     assert all(path.stat().st_size > 5_000 for path in paths)
+
+
+def test_images_of_a_set_are_taken_at_equal_distances() -> None:
+    assert list(_spread(iter(range(68)), 68, 12)) == list(range(0, 68, 6))
+    assert list(_spread(iter(range(5)), 5, 12)) == list(_spread(iter(range(5)), 5, None)) == list(range(5))
