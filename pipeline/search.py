@@ -41,6 +41,7 @@ from search_space import CostModel, Genotype, SearchSpace, op_macs, op_num_param
 
 EpochLog = Callable[[int, int, dict[str, float]], None]
 _POLL_SECONDS = 0.5
+_PATIENCE_SECONDS = 10.0
 # What a caller sees of an actor that died, was killed for its memory, or was on a machine that is gone.
 _DEATHS = (
     ray.exceptions.RayActorError,
@@ -155,18 +156,17 @@ def search(
     pending: dict[Any, int] = {}
     results: dict[int, PartSearchResult] = {}
     num_deaths = [0] * NUM_PARTS
-    hosts: set[tuple[int, str]] = set()
+    places: dict[int, _Place] = {}
 
     def begin(index: int) -> None:
+        places[index] = _Place(actors[index], index, config)
         pending[actors[index].run.remote(with_checkpoint(jobs[index]), shared)] = index
 
     def take_news(index: int) -> None:
         with _deaths_of(index):
-            host, rows = ray.get([actors[index].host.remote(), actors[index].poll.remote()])
-            if (index, host) not in hosts:
-                _logger.info("part %d is searched on %s", index, host)
-                hosts.add((index, host))
-            if rows:
+            if not places[index].is_found():
+                return
+            if rows := ray.get(actors[index].poll.remote()):
                 fetch_checkpoint(jobs[index], actors[index])
         for epoch, metrics in rows:
             if log is not None:
@@ -182,6 +182,7 @@ def search(
                 try:
                     results[index] = get_part(run, index)  # a part that failed ends the search at once
                     take_news(index)
+                    ray.kill(actors[index])  # another part may wait for its place
                 except PartDiedError as error:
                     num_deaths[index] += 1
                     if num_deaths[index] > config.ray.max_failures:
@@ -203,6 +204,28 @@ def search(
 
 class PartDiedError(RuntimeError):
     """The process that searched a part died, or its machine."""
+
+
+class _Place:
+    """Where the process of a part runs, once Ray has room for it; says who waits long, and who found which machine."""
+
+    def __init__(self, actor: Any, part_index: int, config: Config) -> None:
+        self._host = actor.host.remote()
+        self._part_index = part_index
+        self._needs = f"{config.ray.cpus_per_part:g} processors and {config.ray.gpus_per_part:g} GPUs"
+        self._patience = time.monotonic() + _PATIENCE_SECONDS
+        self._is_found = False
+
+    def is_found(self) -> bool:
+        """Tell whether the process runs."""
+        if not self._is_found:
+            self._is_found = bool(ray.wait([self._host], timeout=0)[0])
+            if self._is_found:
+                _logger.info("part %d is searched on %s", self._part_index, ray.get(self._host))
+            elif time.monotonic() > self._patience:
+                self._patience = float("inf")
+                _logger.warning("part %d waits for a place with %s", self._part_index, self._needs)
+        return self._is_found
 
 
 @dataclass(frozen=True, kw_only=True)

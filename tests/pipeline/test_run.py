@@ -415,6 +415,21 @@ def test_a_part_whose_process_is_killed_goes_on_in_another(
     assert killed.genotype == searched(tmp_path / "undisturbed", "search.num_epochs=60").genotype
 
 
+def test_parts_that_find_no_place_wait_for_others_to_end(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(stage, "_PATIENCE_SECONDS", 0.0)
+    epochs: dict[int, list[int]] = {0: [], 1: [], 2: []}
+    processors = 0.9 * ray.cluster_resources()["CPU"]
+
+    def log(part_index: int, epoch: int, metrics: dict[str, float]) -> None:
+        epochs[part_index].append(epoch)
+
+    searched(tmp_path, f"ray.cpus_per_part={processors}", "search.num_epochs=3", log=log)
+    assert all(told == [1, 2, 3] for told in epochs.values())
+    assert f"waits for a place with {processors:g} processors and 0 GPUs" in caplog.text
+
+
 def test_a_part_whose_processes_keep_dying_ends_the_search(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
