@@ -96,7 +96,7 @@ def test_a_retraining_whose_worker_is_killed_repeats_no_finished_epoch(
 def test_a_search_whose_machine_is_gone_goes_on_at_another(
     machines: Cluster, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    config = load_config("tiny", ["search.cost=macs", "search.num_epochs=60"])
+    config = load_config("tiny", ["search.cost=macs", "search.num_epochs=24"])
     prior = load_prior(config.prior.weights)
     space = stage.space_of(config, prior.num_channels)
     inputs = stage.prepare_inputs(config, prior, photographs(TRAINING_PHOTOGRAPHS))
