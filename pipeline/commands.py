@@ -185,7 +185,7 @@ def denoise_command(options: argparse.Namespace, console: Console) -> None:
         raise ValueError(f"{', '.join(taken)} exist already; give --overwrite or another --output")
     if len(set(targets)) != len(targets):
         raise ValueError("two images have the same name; denoise them into different folders")
-    images = [decode_image(name) for name in options.images]
+    images = [decode_image(name, allow_grey=options.promote_grey) for name in options.images]
     model = _load_denoiser(options)
     output.mkdir(parents=True, exist_ok=True)
     with ProgressReport(console) as progress:
@@ -213,8 +213,8 @@ def prior_train_command(options: argparse.Namespace, console: Console) -> None:
     prior = new_prior(numbers)
     with ProgressReport(console) as progress:
         images = load_images(
-            options.images, minimum_size=numbers.patch_size, exclude=config.data.exclude, cache=config.data.cache,
-            progress=progress,
+            options.images, minimum_size=numbers.patch_size, exclude=config.data.exclude,
+            promote_grey=config.data.promote_grey, cache=config.data.cache, progress=progress,
         )  # fmt: skip
         train_prior(
             prior, list(images.values()), numbers, checkpoint_path=target.with_suffix(".checkpoint"),

@@ -46,7 +46,7 @@ class _KindError(ValueError):
     """An image that was read, but is not of a kind that can be used."""
 
 
-def read_image(path: Path | str, *, promote_grey: bool = True) -> np.ndarray:
+def read_image(path: Path | str, *, promote_grey: bool = False) -> np.ndarray:
     """Read an image file as (H, W, 3) RGB, uint8 or uint16 as it is stored.
 
     Args:
@@ -61,7 +61,7 @@ def read_image(path: Path | str, *, promote_grey: bool = True) -> np.ndarray:
     return np.repeat(image[..., np.newaxis], 3, axis=2) if image.ndim == 2 else image
 
 
-def decode_image(path: Path | str, *, allow_grey: bool = True) -> np.ndarray:
+def decode_image(path: Path | str, *, allow_grey: bool = False) -> np.ndarray:
     """Read an image file as (H, W, 3) RGB or, where that is allowed, (H, W) grey; uint8 or uint16 as it is stored.
 
     Raises:

@@ -173,7 +173,7 @@ def _scores(job: CellJob, config: Config, denoiser: Callable[[float | None], nn.
 
 def _sets(config: Config) -> Iterator[tuple[Dataset, TestNoise]]:
     for source in config.experiment.data:
-        dataset = open_dataset(source)
+        dataset = open_dataset(source, promote_grey=config.data.promote_grey)
         for name in (PAIRS,) if dataset.is_paired else config.experiment.noise:
             yield dataset, parse_noise(name)
 
