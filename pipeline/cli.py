@@ -170,8 +170,13 @@ def _add_models(group: Any) -> None:
         command.add_argument(
             "--tile-size", type=int, help="work in tiles of this size, for images that do not fit in memory"
         )
+    for command in (evaluate, denoise):
+        command.add_argument(
+            "--promote-grey", action="store_true",
+            help="let grey images in, repeated over the three channels; what denoise writes is grey again",
+        )  # fmt: skip
     denoise.add_argument("images", nargs="+", help="image files")
-    denoise.add_argument("--output", required=True, help="folder for the results, written as PNG")
+    denoise.add_argument("--output", required=True, help="folder for the results, PNG with the bits of the input")
     denoise.add_argument("--overwrite", action="store_true", help="replace files that exist")
 
 

@@ -175,7 +175,7 @@ def _collection_config(folder: Path, options: argparse.Namespace) -> Config:
 
 def denoise_command(options: argparse.Namespace, console: Console) -> None:
     """Denoise image files of any size with a found network or a prior."""
-    from pipeline.data.images import read_image, to_image, to_tensor, write_image
+    from pipeline.data.images import decode_image, to_image, to_tensor, write_image
     from pipeline.denoise import denoise_image
 
     output = Path(options.output)
@@ -185,13 +185,13 @@ def denoise_command(options: argparse.Namespace, console: Console) -> None:
         raise ValueError(f"{', '.join(taken)} exist already; give --overwrite or another --output")
     if len(set(targets)) != len(targets):
         raise ValueError("two images have the same name; denoise them into different folders")
-    images = [read_image(name) for name in options.images]
+    images = [decode_image(name, allow_grey=options.promote_grey) for name in options.images]
     model = _load_denoiser(options)
     output.mkdir(parents=True, exist_ok=True)
     with ProgressReport(console) as progress:
         for index, (image, path) in enumerate(zip(images, targets, strict=True), start=1):
             denoised = denoise_image(model, to_tensor(image), tile_size=options.tile_size, device=options.device)
-            write_image(path, to_image(denoised))
+            write_image(path, to_image(denoised, like=image))
             progress("denoise", index, len(targets))
     console.print(f"{len(targets)} images in {output}", soft_wrap=True)
 
@@ -213,8 +213,8 @@ def prior_train_command(options: argparse.Namespace, console: Console) -> None:
     prior = new_prior(numbers)
     with ProgressReport(console) as progress:
         images = load_images(
-            options.images, minimum_size=numbers.patch_size, exclude=config.data.exclude, cache=config.data.cache,
-            progress=progress,
+            options.images, minimum_size=numbers.patch_size, exclude=config.data.exclude,
+            promote_grey=config.data.promote_grey, cache=config.data.cache, progress=progress,
         )  # fmt: skip
         train_prior(
             prior, list(images.values()), numbers, checkpoint_path=target.with_suffix(".checkpoint"),

@@ -70,10 +70,12 @@ class Config:
     def lasting_settings(self) -> dict[str, Any]:
         """Return `to_dict` without what work goes on with when it changes.
 
-        That is when to give up, where decoded images lie, and how many workers retrain.
+        That is when to give up, where decoded images lie, whether grey ones are let in (a run with any in its data did
+        not begin without), and how many workers retrain.
         """
         settings = self.to_dict()
-        del settings["data"]["cache"]
+        for name in ("cache", "promote_grey"):
+            del settings["data"][name]
         for key in ("search", "retrain"):
             del settings[key]["max_bad_steps"]
         for name in ("num_workers", "threads_per_worker"):

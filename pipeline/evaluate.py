@@ -2,8 +2,8 @@
 
 Called by the evaluation command, by retraining at its end, by the experiments and by the collection.
 The protocol is the one of the literature on white Gaussian noise (Restormer, arXiv 2111.09881): the noise generator is
-reset for every image, the noisy input is not clipped, results are rounded to uint8 before they are scored, no border
-is cropped.
+reset for every image, the noisy input is not clipped, results are rounded to the bits of the clean image (8, or 16)
+before they are scored, no border is cropped.
 """
 
 import time
@@ -15,12 +15,10 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from pipeline.data.images import to_image, to_tensor
+from pipeline.data.images import to_image, to_tensor, white_level
 from pipeline.data.noise import add_test_awgn
 from pipeline.denoise import denoise_image
 from pipeline.metrics import SSIM_WINDOW_SIZE, psnr_db, ssim, ssim_3d
-
-DATA_RANGE = 255  # all images are scored as uint8
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,7 +34,7 @@ class ImageScore:
         psnr_unrounded_db: PSNR of the denoised image, clipped and not rounded, as the papers on SIDD give it.
         ssim_3d: SSIM of that image that blurs across colours too; see `pipeline.metrics.ssim_3d`.
         seconds: wall time of the denoising alone; that of the first image includes what the device sets up.
-        noisy: (H, W, 3) uint8, as scored, where images were asked for.
+        noisy: (H, W, 3) of the clean image's type, as scored, where images were asked for.
         denoised: likewise.
     """
 
@@ -71,8 +69,8 @@ def evaluate_denoiser(
 
     Args:
         model: maps (1, 3, H, W) to the same shape; lies on `device`.
-        images: (H, W, 3) uint8 clean images by name; or (H, W, 6) pairs, the clean image's channels first, to which no
-            noise is added.
+        images: (H, W, 3) uint8 or uint16 clean images by name; or (H, W, 6) pairs, the clean image's channels first, to
+            which no noise is added.
         sigma: noise standard deviation on the [0, 1] scale.
         seed: of the noise of every image; 0 by convention.
         device: where the model runs.
@@ -96,11 +94,10 @@ def evaluate_denoiser(
     scores = []
     for name, image in images.items():
         clean = np.ascontiguousarray(image[..., :3])
-        is_pair = image.shape[2] == 6
+        noisy = image[..., 3:] if image.shape[2] == 6 else add_test_awgn(clean / white_level(clean), sigma, seed=seed)
         score = score_image(
             lambda noisy: denoise_image(model, noisy, tile_size=tile_size, tile_overlap=tile_overlap, device=device),
-            name=name, clean=clean, noisy=image[..., 3:] if is_pair else add_test_awgn(clean / 255, sigma, seed=seed),
-            keep_images=keep_images,
+            name=name, clean=clean, noisy=noisy, keep_images=keep_images,
         )  # fmt: skip
         scores.append(score)
     return scores
@@ -114,8 +111,8 @@ def score_image(
     Args:
         denoise: maps (1, 3, H, W) float32 to the same shape on the CPU.
         name: of the image.
-        clean: (H, W, 3) uint8.
-        noisy: (H, W, 3), uint8 or float32 on the [0, 1] scale, not clipped.
+        clean: (H, W, 3) uint8 or uint16.
+        noisy: (H, W, 3), uint8, uint16 or float32 on the [0, 1] scale, not clipped.
         keep_images: return the noisy and the denoised image with the score.
 
     Raises:
@@ -132,16 +129,17 @@ def score_image(
     seconds = time.perf_counter() - start  # the result is on the CPU, so the device has finished
     if not denoised.isfinite().all():
         raise ValueError(f"the denoiser's output for image {name!r} is not finite")
-    noisy_image, denoised_image = to_image(noisy_tensor), to_image(denoised)
-    unrounded = denoised[0].permute(1, 2, 0).double().clamp(0, 1).numpy() * DATA_RANGE  # (1, 3, H, W) -> (H, W, 3)
+    data_range = white_level(clean)
+    noisy_image, denoised_image = to_image(noisy_tensor, like=clean), to_image(denoised, like=clean)
+    unrounded = denoised[0].permute(1, 2, 0).double().clamp(0, 1).numpy() * data_range  # (1, 3, H, W) -> (H, W, 3)
     return ImageScore(
         name=name,
-        noisy_psnr_db=psnr_db(noisy_image, clean, data_range=DATA_RANGE),
-        noisy_ssim=ssim(noisy_image, clean, data_range=DATA_RANGE),
-        psnr_db=psnr_db(denoised_image, clean, data_range=DATA_RANGE),
-        ssim=ssim(denoised_image, clean, data_range=DATA_RANGE),
-        psnr_unrounded_db=psnr_db(unrounded, clean, data_range=DATA_RANGE),
-        ssim_3d=ssim_3d(unrounded, clean, data_range=DATA_RANGE),
+        noisy_psnr_db=psnr_db(noisy_image, clean, data_range=data_range),
+        noisy_ssim=ssim(noisy_image, clean, data_range=data_range),
+        psnr_db=psnr_db(denoised_image, clean, data_range=data_range),
+        ssim=ssim(denoised_image, clean, data_range=data_range),
+        psnr_unrounded_db=psnr_db(unrounded, clean, data_range=data_range),
+        ssim_3d=ssim_3d(unrounded, clean, data_range=data_range),
         seconds=seconds,
         noisy=noisy_image if keep_images else None,
         denoised=denoised_image if keep_images else None,
@@ -170,12 +168,12 @@ def mean_score(scores: Sequence[ImageScore]) -> ImageScore:
 
 def _check_image(name: str, image: np.ndarray) -> None:
     if (
-        image.dtype != np.uint8
+        image.dtype not in (np.uint8, np.uint16)
         or image.ndim != 3
         or image.shape[2] not in (3, 6)
         or min(image.shape[:2]) < SSIM_WINDOW_SIZE
     ):
         raise ValueError(
-            f"image {name!r} must be (H, W, 3) or (H, W, 6) uint8 with both sides at least {SSIM_WINDOW_SIZE} pixels, "
-            f"got {image.dtype} of shape {image.shape}"
+            f"image {name!r} must be (H, W, 3) or (H, W, 6) uint8 or uint16 with both sides at least "
+            f"{SSIM_WINDOW_SIZE} pixels, got {image.dtype} of shape {image.shape}"
         )

@@ -18,7 +18,7 @@ def psnr_db(image: np.ndarray, reference: np.ndarray, *, data_range: float) -> f
     Args:
         image: (H, W, 3), of any number type; computed in float64.
         reference: the clean image, of the same shape.
-        data_range: distance between black and white, 255 for uint8 images.
+        data_range: distance between black and white, 255 for uint8 images, 65535 for uint16 ones.
 
     Returns:
         PSNR in dB; infinite for equal images.
@@ -42,7 +42,7 @@ def ssim(image: np.ndarray, reference: np.ndarray, *, data_range: float) -> floa
     Args:
         image: (H, W, 3), of any number type; computed in float64.
         reference: the clean image, of the same shape.
-        data_range: distance between black and white, 255 for uint8 images.
+        data_range: distance between black and white, 255 for uint8 images, 65535 for uint16 ones.
 
     Returns:
         SSIM, 1 for equal images.

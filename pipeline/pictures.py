@@ -18,7 +18,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 
-from pipeline.evaluate import DATA_RANGE
+from pipeline.data.images import to_8_bit, white_level
 from pipeline.metrics import psnr_db
 
 CROP_STEP = 4  # pixels between the crops that compete
@@ -34,7 +34,7 @@ _FONT: dict[Any, Any] = {"font.family": ["sans-serif"], "font.sans-serif": ["Dej
 
 @dataclass(frozen=True, kw_only=True)
 class ComparisonRow:
-    """One image in its versions, all (H, W, 3) uint8 of the same shape.
+    """One image in its versions, all (H, W, 3), uint8 or uint16 as `clean`.
 
     Attributes:
         name: written above the row.
@@ -55,9 +55,10 @@ class ComparisonRow:
             image = getattr(self, version)
             if version == "prior" and image is None:
                 continue
-            if image.dtype != np.uint8 or image.ndim != 3 or image.shape != (*self.clean.shape[:2], 3):
+            dtype = np.uint16 if self.clean.dtype == np.uint16 else np.uint8
+            if image.dtype != dtype or image.ndim != 3 or image.shape != (*self.clean.shape[:2], 3):
                 raise ValueError(
-                    f"`{version}` of {self.name!r} must be uint8 of shape {(*self.clean.shape[:2], 3)}, "
+                    f"`{version}` of {self.name!r} must be {dtype.__name__} of shape {(*self.clean.shape[:2], 3)}, "
                     f"got {image.dtype} of shape {image.shape}"
                 )
 
@@ -123,7 +124,7 @@ def most_detailed_crop(image: np.ndarray, crop_size: int) -> tuple[int, int, int
     that fills the crop counts for more than one hard edge across it.
 
     Args:
-        image: (H, W, 3) uint8.
+        image: (H, W, 3) uint8 or uint16.
         crop_size: height and width in pixels, cut to the image where that is smaller.
 
     Returns:
@@ -174,7 +175,7 @@ def _draw_whole(axes: Axes, row: ComparisonRow, crop: tuple[int, int, int, int])
 
 
 def _show(axes: Axes, image: np.ndarray, *, interpolation: Literal["nearest", "lanczos"]) -> None:
-    axes.imshow(image, interpolation=interpolation)
+    axes.imshow(to_8_bit(image), interpolation=interpolation)
     axes.set_anchor("NW")
     axes.set_xticks([])
     axes.set_yticks([])
@@ -182,5 +183,5 @@ def _show(axes: Axes, image: np.ndarray, *, interpolation: Literal["nearest", "l
 
 
 def _decibels(image: np.ndarray, clean: np.ndarray) -> str:
-    psnr = psnr_db(image, clean, data_range=DATA_RANGE)
+    psnr = psnr_db(image, clean, data_range=white_level(clean))
     return "\N{INFINITY} dB" if math.isinf(psnr) else f"{psnr:.2f} dB"

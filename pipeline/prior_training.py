@@ -56,7 +56,7 @@ def train_prior(
 
     Args:
         prior: the network, with initial weights.
-        images: (H, W, 3) uint8 clean images, each at least a patch large.
+        images: (H, W, 3) uint8 or uint16 clean images, each at least a patch large.
         config: numbers of the training.
         checkpoint_path: written every `config.checkpoint_every` steps and at the end.
         device: where to train.

@@ -50,7 +50,7 @@ def retrain(
     Args:
         config: settings.
         genotype: the architecture.
-        images: (H, W, 3) uint8 clean training images.
+        images: (H, W, 3) uint8 or uint16 clean training images.
         inherited: weights of the three parts to start from, or None to start from scratch.
         folder: Ray Train's storage.
         log: called with (epoch, metrics) on the driver, once per epoch; a training that goes on tells of the epochs

@@ -347,11 +347,11 @@ def open_run(config: Config, *, progress: Progress = _no_progress, log: MetricLo
     paired = config.noise.model == "pairs"
     training = load_images(
         config.data.training, photographs=TRAINING_PHOTOGRAPHS, paired=paired, minimum_size=patch_size,
-        exclude=config.data.exclude, cache=config.data.cache, progress=progress,
+        exclude=config.data.exclude, promote_grey=config.data.promote_grey, cache=config.data.cache, progress=progress,
     )  # fmt: skip
     validation = load_images(
         config.data.validation, photographs=VALIDATION_PHOTOGRAPHS, paired=paired, minimum_size=16,
-        cache=config.data.cache, progress=progress,
+        promote_grey=config.data.promote_grey, cache=config.data.cache, progress=progress,
     )  # fmt: skip
     folder = Path(config.output)
     _claim_folder(folder, config)

@@ -30,6 +30,8 @@ class DataConfig:
     """Likewise; `photographs`: chelsea and a crop of motorcycle_left of scikit-image."""
     exclude: tuple[str, ...] = ()
     """Names of images to leave out of the training ones: file stems, `folder:stem` where several sources are mixed."""
+    promote_grey: bool = False
+    """Repeat grey images over the three channels; otherwise they are refused, all named at once."""
     cache: str | None = None
     """Folder for decoded images, which are then read from disk as patches need them; None keeps them all in memory."""
     architecture_share: float = 0.5

@@ -1,6 +1,7 @@
 """Named sets of images, clean or in noisy/clean pairs, read one image at a time.
 
-Opened by the commands from what the user names; `docs/data.md` describes the kinds. Images are (H, W, 3) uint8 RGB.
+Opened by the commands from what the user names; `docs/data.md` describes the kinds. Images are (H, W, 3) RGB,
+uint8 or uint16.
 """
 
 import logging
@@ -11,7 +12,7 @@ from pathlib import Path
 import numpy as np
 
 from pipeline.data import sidd
-from pipeline.data.images import VALIDATION_PHOTOGRAPHS, list_images, photographs, read_image
+from pipeline.data.images import VALIDATION_PHOTOGRAPHS, list_images, photographs, read_image, to_16_bit
 from pipeline.settings import PHOTOGRAPHS
 
 # Images of the test sets of the literature. A folder of such a name with another number is reported.
@@ -24,8 +25,8 @@ class Sample:
 
     Attributes:
         name: of the image in its set.
-        clean: (H, W, 3) uint8.
-        noisy: (H, W, 3) uint8 of the same size, or None where the noise is still to be made.
+        clean: (H, W, 3) uint8 or uint16.
+        noisy: of the same size and type, or None where the noise is still to be made.
     """
 
     name: str
@@ -55,7 +56,9 @@ class Dataset:
         return len(self.names)
 
 
-def open_dataset(source: Path | str, *, built_in: tuple[str, ...] = VALIDATION_PHOTOGRAPHS) -> Dataset:
+def open_dataset(
+    source: Path | str, *, built_in: tuple[str, ...] = VALIDATION_PHOTOGRAPHS, promote_grey: bool = False
+) -> Dataset:
     """Open a set of images without decoding them.
 
     Args:
@@ -68,6 +71,7 @@ def open_dataset(source: Path | str, *, built_in: tuple[str, ...] = VALIDATION_P
             - the folder of SIDD-Medium (sRGB), or its validation blocks `ValidationNoisyBlocksSrgb.mat`;
             - `photographs`, see `built_in`.
         built_in: photographs of scikit-image that `photographs` stands for.
+        promote_grey: let grey images in, see `pipeline.data.images.read_image`.
 
     Raises:
         FileNotFoundError: no such folder or file.
@@ -83,17 +87,17 @@ def open_dataset(source: Path | str, *, built_in: tuple[str, ...] = VALIDATION_P
     folder_name, *patterns = text.rsplit(":", 2)
     if len(patterns) == 2 and all(pattern.count("{}") == 1 for pattern in patterns):
         noisy, clean = (_match(Path(folder_name), pattern) for pattern in patterns)
-        return _pairs(Path(folder_name), clean, noisy)
+        return _pairs(Path(folder_name), clean, noisy, promote_grey=promote_grey)
     folder = Path(source)
     if folder.suffix == ".mat":
         return _validation_blocks(folder)
     if (folder / "clean").is_dir():
         clean, noisy = (_by_stem(list_images(folder / part)) for part in ("clean", "noisy"))
-        return _pairs(folder, clean, noisy)
+        return _pairs(folder, clean, noisy, promote_grey=promote_grey)
     scenes = sidd.find_scenes(folder)
     if scenes:
         clean, noisy = ({name: pair[index] for name, pair in scenes.items()} for index in (0, 1))
-        return _pairs(folder, clean, noisy)
+        return _pairs(folder, clean, noisy, promote_grey=promote_grey)
     paths = _by_stem(list_images(folder))
     expected = TEST_SETS.get(folder.name.lower())
     if expected not in (None, len(paths)):
@@ -101,26 +105,27 @@ def open_dataset(source: Path | str, *, built_in: tuple[str, ...] = VALIDATION_P
                                             folder.name, expected)  # fmt: skip
     return Dataset(
         name=folder.name, names=tuple(sorted(paths)), is_paired=False,
-        load=lambda name: Sample(name=name, clean=read_image(paths[name])),
+        load=lambda name: Sample(name=name, clean=read_image(paths[name], promote_grey=promote_grey)),
         files=lambda name: (paths[name],),
     )  # fmt: skip
 
 
-def _pairs(folder: Path, clean: Mapping[str, Path], noisy: Mapping[str, Path]) -> Dataset:
+def _pairs(folder: Path, clean: Mapping[str, Path], noisy: Mapping[str, Path], *, promote_grey: bool) -> Dataset:
     if clean.keys() != noisy.keys():
         alone = sorted(clean.keys() ^ noisy.keys())
         shown = ", ".join(alone[:5]) + (f" and {len(alone) - 5} more" if len(alone) > 5 else "")
         raise ValueError(f"folder {folder} must hold pairs of noisy and clean images; without a partner: {shown}")
 
     def load(name: str) -> Sample:
-        sample = Sample(name=name, clean=read_image(clean[name]), noisy=read_image(noisy[name]))
-        assert sample.noisy is not None
-        if sample.clean.shape != sample.noisy.shape:
+        images = [read_image(paths[name], promote_grey=promote_grey) for paths in (clean, noisy)]
+        if images[0].shape != images[1].shape:
             raise ValueError(
                 f"the pair {name} of {folder} must be of one size, got clean {clean[name].name} "
-                f"{_size(sample.clean)} and noisy {noisy[name].name} {_size(sample.noisy)}"
+                f"{_size(images[0])} and noisy {noisy[name].name} {_size(images[1])}"
             )
-        return sample
+        if images[0].dtype != images[1].dtype:
+            images = [to_16_bit(image) for image in images]
+        return Sample(name=name, clean=images[0], noisy=images[1])
 
     return Dataset(
         name=folder.name, names=tuple(sorted(clean)), is_paired=True, load=load,

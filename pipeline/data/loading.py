@@ -25,6 +25,7 @@ def load_images(
     paired: bool = False,
     minimum_size: int = 1,
     exclude: Sequence[str] = (),
+    promote_grey: bool = False,
     cache: Path | str | None = None,
     progress: Callable[[str, int, int], None] = lambda label, done, total: None,
 ) -> dict[str, np.ndarray]:
@@ -36,21 +37,22 @@ def load_images(
         paired: pairs are wanted; otherwise the clean images.
         minimum_size: of both sides in pixels.
         exclude: names to leave out.
+        promote_grey: let grey images in, repeated over the three channels.
         cache: folder for decoded images; see the module.
         progress: called with (`read images`, images done, images in all).
 
     Returns:
-        (H, W, 3) uint8 clean images by name; (H, W, 6) for pairs, the clean image's channels first. With several
-        sources, names are `source:name`.
+        (H, W, 3) uint8 or uint16 clean images by name; (H, W, 6) for pairs, the clean image's channels first. With
+        several sources, names are `source:name`.
 
     Raises:
         FileNotFoundError: a source does not exist.
         ValueError: no sources, clean images where pairs are wanted, a name to exclude that is not there, or images that
-            cannot be decoded, are too small or of two sizes in a pair: all of them are named at once.
+            cannot be decoded, are grey, too small or of two sizes in a pair: all of them are named at once.
     """
     if not sources:
         raise ValueError("the list of image sources must hold at least one, got none")
-    datasets = [open_dataset(source, built_in=photographs) for source in sources]
+    datasets = [open_dataset(source, built_in=photographs, promote_grey=promote_grey) for source in sources]
     for dataset, source in zip(datasets, sources, strict=True):
         if paired and not dataset.is_paired:
             raise ValueError(f"`noise.model` pairs needs noisy images beside the clean ones; {source} has none")
@@ -70,7 +72,9 @@ def load_images(
     problems: list[str] = []
     for done, (key, (dataset, name)) in enumerate(wanted.items(), start=1):
         try:
-            image = _read(dataset, name, paired=paired, cache=None if cache is None else Path(cache))
+            image = _read(
+                dataset, name, paired=paired, promote_grey=promote_grey, cache=None if cache is None else Path(cache)
+            )
         except ValueError as error:
             problems.append(str(error))
             continue
@@ -108,12 +112,12 @@ def _raise(problems: Sequence[str]) -> None:
         raise ValueError("\n".join([*problems[:_MAX_SHOWN], *more]))
 
 
-def _read(dataset: Dataset, name: str, *, paired: bool, cache: Path | None) -> np.ndarray:
+def _read(dataset: Dataset, name: str, *, paired: bool, promote_grey: bool, cache: Path | None) -> np.ndarray:
     files = dataset.files(name)
     if cache is None or not files:
         return _decode(dataset, name, paired=paired)
     facts = [(str(path.absolute()), path.stat().st_size, path.stat().st_mtime_ns) for path in files]
-    digest = hashlib.sha256(repr((facts, name, paired)).encode()).hexdigest()[:24]
+    digest = hashlib.sha256(repr((facts, name, paired, promote_grey)).encode()).hexdigest()[:24]
     path = cache / f"{digest}.npy"
     if not path.exists():
         image = _decode(dataset, name, paired=paired)

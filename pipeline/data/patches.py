@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from pipeline.data.images import to_16_bit, white_level
 from pipeline.data.noise import add_poisson, sample_noise_map
 from pipeline.settings import NoiseConfig
 
@@ -27,8 +28,8 @@ class PatchSource:
     """Draw augmented clean patches, and noisy ones made from them.
 
     Args:
-        images: (H, W, 3) uint8 images, each at least `patch_size` on both sides; (H, W, 6) with noise model `pairs`,
-            the clean image's channels first, then the noisy one's.
+        images: (H, W, 3) uint8 or uint16 images, each at least `patch_size` on both sides; (H, W, 6) with noise model
+            `pairs`, the clean image's channels first, then the noisy one's.
         patch_size: height and width of a patch in pixels.
         noise_model: see `pipeline.data.noise.sample_noise_map`; or `poisson`, see `pipeline.data.noise.add_poisson`.
         sigma_range: lowest and highest sigma on the [0, 1] scale.
@@ -63,6 +64,7 @@ class PatchSource:
         self.noise_model = noise_model
         self.sigma_range = sigma_range
         self.gain_range = gain_range
+        self._dtype = np.result_type(*{image.dtype for image in images})  # uint16 if one of them is
         pixels = torch.tensor([image.shape[0] * image.shape[1] for image in images], dtype=torch.float64)
         self._weights = pixels / pixels.sum()  # a large photograph is not drawn more sparsely than a small one
 
@@ -75,15 +77,16 @@ class PatchSource:
         size = self.patch_size
         indices = torch.multinomial(self._weights, batch_size, replacement=True, generator=generator).tolist()
         u = torch.rand(batch_size, 3, generator=generator).tolist()
-        patches = np.empty((batch_size, size, size, self.images[0].shape[2]), dtype=np.uint8)
+        patches = np.empty((batch_size, size, size, self.images[0].shape[2]), dtype=self._dtype)
         for row, (index, (u_top, u_left, u_symmetry)) in enumerate(zip(indices, u, strict=True)):
             height, width = self.images[index].shape[:2]
             top, left = int(u_top * (height - size + 1)), int(u_left * (width - size + 1))
             patch = self.images[index][top : top + size, left : left + size]
             symmetry = int(u_symmetry * 8)  # one of the eight flips and rotations
-            patch = np.rot90(patch, symmetry % 4)
+            patch = np.rot90(patch if patch.dtype == self._dtype else to_16_bit(patch), symmetry % 4)
             patches[row] = patch[:, ::-1] if symmetry >= 4 else patch
-        stacked = torch.from_numpy(patches).permute(0, 3, 1, 2).float() / 255  # (B, P, P, 3 or 6) -> (B, 3 or 6, P, P)
+        stacked = torch.from_numpy(patches).permute(0, 3, 1, 2).float()  # (B, P, P, 3 or 6) -> (B, 3 or 6, P, P)
+        stacked /= white_level(patches)
         clean = stacked[:, :3]
         if self.noise_model == "pairs":
             return stacked[:, 3:], clean

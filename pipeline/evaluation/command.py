@@ -35,7 +35,7 @@ def evaluate_command(options: argparse.Namespace, console: Console) -> None:
 
     _check_distinct("MODEL", options.models)
     load_op_files(read_op_files(tuple(options.op_file)))
-    datasets = [open_dataset(source) for source in options.data or [PHOTOGRAPHS]]
+    datasets = [open_dataset(source, promote_grey=options.promote_grey) for source in options.data or [PHOTOGRAPHS]]
     _check_distinct("--data", [dataset.name for dataset in datasets])
     jobs = _plan(datasets, _noise_names(options))
     for dataset in datasets:

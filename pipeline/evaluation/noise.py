@@ -17,6 +17,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from pipeline.data.datasets import Dataset
+from pipeline.data.images import white_level
 from pipeline.data.noise import add_test_awgn
 from pipeline.evaluation.names import NAMES_HELP
 from pipeline.evaluation.vdn_protocol import CASES, case_noise, crop, recognise, resize_map, sigma_map
@@ -30,7 +31,7 @@ class NoisySample:
 
     Attributes:
         name: of the image.
-        clean: (H, W, 3) uint8.
+        clean: (H, W, 3) uint8 or uint16.
         noisy: (H, W, 3) float32 on the [0, 1] scale, not clipped.
     """
 
@@ -72,10 +73,10 @@ class TestNoise:
         for name in dataset.names:
             sample = dataset.load(name)
             if self.add is not None:
-                noisy = self.add(sample.clean / 255)
+                noisy = self.add(sample.clean / white_level(sample.clean))
             else:
                 assert sample.noisy is not None, "a set of pairs has noisy images"
-                noisy = sample.noisy.astype(np.float32) / 255
+                noisy = sample.noisy.astype(np.float32) / white_level(sample.noisy)
             yield NoisySample(name=name, clean=sample.clean, noisy=noisy)
 
     def _protocol_samples(self, dataset: Dataset, known: str) -> Iterator[NoisySample]:
@@ -90,7 +91,7 @@ class TestNoise:
 
         for name, noise in zip(dataset.names, case_noise(known, self.case, sizes()), strict=True):
             clean = current[0]
-            yield NoisySample(name=name, clean=clean, noisy=(clean / 255 + noise).astype(np.float32))
+            yield NoisySample(name=name, clean=clean, noisy=(clean / white_level(clean) + noise).astype(np.float32))
 
 
 def parse_noise(name: str) -> TestNoise:

@@ -22,6 +22,8 @@ def experiment_command(options: argparse.Namespace, console: Console) -> None:
         _report(options, console)
         return
     from pipeline.cluster import ray_session
+    from pipeline.data.datasets import open_dataset
+    from pipeline.data.loading import check_dataset
     from pipeline.experiments.cells import claim_experiment, read_records
     from pipeline.experiments.experiment import Inputs
     from pipeline.experiments.experiment_tracking import ExperimentTracking
@@ -35,6 +37,8 @@ def experiment_command(options: argparse.Namespace, console: Console) -> None:
     if options.seeds < 1:
         raise ValueError(f"`--seeds` must be at least 1, got {options.seeds}")
     config = _config(options)
+    for source in config.experiment.data:
+        check_dataset(open_dataset(source, promote_grey=config.data.promote_grey))
     with ExitStack() as stack:
         progress = stack.enter_context(ProgressReport(console))
         run = open_run(config, progress=progress)

@@ -13,14 +13,13 @@ from statistics import fmean
 
 import numpy as np
 import torch
-from PIL import Image
 from torch import nn
 
 from pipeline.baselines import build_baseline, save_baseline
 from pipeline.checkpoint import save_weights
 from pipeline.config import Config
 from pipeline.data.datasets import Dataset, open_dataset
-from pipeline.data.images import write_image
+from pipeline.data.images import read_image, to_8_bit, white_level, write_image
 from pipeline.denoise import denoise_image
 from pipeline.evaluate import ImageScore, evaluate_denoiser, mean_score, score_image
 from pipeline.evaluation.noise import PAIRS, NoisySample, TestNoise, parse_noise
@@ -121,7 +120,7 @@ def draw(values: Mapping[int, Mapping[str, Values]], folder: Path) -> list[Path]
     if crops:
         figure, (axes,) = new_figure(1, len(crops), inches=(1.7 * len(crops), 2.2))
         for axis, (name, crop, decibels) in zip(axes, crops, strict=True):
-            axis.imshow(crop, interpolation="nearest")
+            axis.imshow(to_8_bit(crop), interpolation="nearest")
             axis.set_axis_off()
             axis.set_title(labels.get(name, name) + ("" if decibels is None else f"\n{decibels:.2f} dB"), fontsize=8)
         paths.append(save_figure(figure, folder, "crops"))
@@ -174,7 +173,7 @@ def _scores(job: CellJob, config: Config, denoiser: Callable[[float | None], nn.
 
 def _sets(config: Config) -> Iterator[tuple[Dataset, TestNoise]]:
     for source in config.experiment.data:
-        dataset = open_dataset(source)
+        dataset = open_dataset(source, promote_grey=config.data.promote_grey)
         for name in (PAIRS,) if dataset.is_paired else config.experiment.noise:
             yield dataset, parse_noise(name)
 
@@ -198,9 +197,8 @@ def _crops(folder: Path, seed: int) -> Iterator[tuple[str, np.ndarray, float | N
     for variant in EXPERIMENT.variants:
         path = folder / FILES_FOLDER / cell_name(variant.name, seed) / CROP_FILE
         if path.exists():
-            with Image.open(path) as image:
-                denoised, clean = np.split(np.asarray(image), 2)
-            yield variant.name, denoised, psnr_db(denoised, clean, data_range=255)
+            denoised, clean = np.split(read_image(path), 2)
+            yield variant.name, denoised, psnr_db(denoised, clean, data_range=white_level(clean))
     if clean is not None:
         yield "clean", clean, None
 

@@ -21,7 +21,7 @@ class Inputs:
     """What all cells of an experiment share; travels once through Ray's object store.
 
     Attributes:
-        training_images: (H, W, 3) uint8 clean images by name, or (H, W, 6) pairs.
+        training_images: (H, W, 3) uint8 or uint16 clean images by name, or (H, W, 6) pairs.
         validation_images: likewise, disjoint.
         table: prices of all operators of the space, where the experiment asks for them.
     """

@@ -19,7 +19,7 @@ from matplotlib.lines import Line2D
 from torch import Tensor
 
 from pipeline.checkpoint import load_weights, save_weights
-from pipeline.data.images import to_tensor
+from pipeline.data.images import to_tensor, white_level
 from pipeline.data.noise import add_test_awgn
 from pipeline.data.part_data import PartData
 from pipeline.experiments.cells import FILES_FOLDER, cell_name
@@ -131,7 +131,8 @@ def _save_features(job: CellJob, supernet: PartSupernet, prior: Prior) -> None:
     size = min(_CROP, *(side - side % prior.size_multiple for side in image.shape[:2]))
     crop = image[:size, :size]
     is_pair = crop.shape[2] == 6
-    noisy = to_tensor(crop[..., 3:] if is_pair else add_test_awgn(crop / 255, job.config.noise.validation_sigma))
+    sigma = job.config.noise.validation_sigma
+    noisy = to_tensor(crop[..., 3:] if is_pair else add_test_awgn(crop / white_level(crop), sigma))
     x = noisy.to(next(prior.parameters()).device, memory_format=torch.channels_last)
     for part_index in range(supernet.part_index):
         x = prior.run_part(part_index, x)

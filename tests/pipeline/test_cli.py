@@ -8,11 +8,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import tifffile
 import torch
 from PIL import Image
 
 from pipeline.cli import main
-from pipeline.data.images import read_image, write_image
+from pipeline.data.images import decode_image, read_image, to_16_bit, white_level, write_image
 from pipeline.priors import MIRNet, load_prior, save_prior
 from pipeline.run import locked
 
@@ -120,6 +121,15 @@ def test_images_too_small_for_a_patch_give_one_line(
     assert re.search(r"image .*small\.png is 64x20, smaller than the patch size 48", line)
 
 
+def test_test_sets_of_an_experiment_are_read_before_it_begins(
+    capsys: pytest.CaptureFixture[str], elsewhere: Path, images: list[np.ndarray]
+) -> None:
+    write_image("set/grey.png", images[0][..., 0])
+    line = fail(capsys, "experiment", "denoisers", "--config", "tiny", "experiment.data=[set]")
+    assert "image set/grey.png must be RGB, got grey" in line
+    assert [path.name for path in elsewhere.iterdir()] == ["set"]
+
+
 def test_an_excluded_image_that_is_not_there_gives_one_line(
     capsys: pytest.CaptureFixture[str], tmp_path: Path, images: list[np.ndarray]
 ) -> None:
@@ -183,6 +193,41 @@ def test_images_of_odd_size_are_denoised_as_the_model_does(model: str, photograp
     result = read_image(elsewhere / "new" / "out" / "photograph.png")
     assert result.shape == (37, 31, 3)
     assert not np.array_equal(result, read_image(photograph))
+
+
+@pytest.mark.parametrize("suffix", [".png", ".tif"])
+def test_images_of_16_bits_are_denoised_to_16(
+    model: str, images: list[np.ndarray], elsewhere: Path, suffix: str
+) -> None:
+    """The 8-bit file has the same picture: results agree up to its rounding, and fill the bits below."""
+    deep = to_16_bit(images[0])
+    (elsewhere / "deep").mkdir()
+    tifffile.imwrite("deep/deep.tif", deep, photometric="rgb", compression="lzw")
+    write_image("deep/deep.png", deep)
+    write_image("shallow.png", images[0])
+    assert main(["denoise", model, f"deep/deep{suffix}", "shallow.png", "--output", "out"]) == 0
+    found, shallow = read_image("out/deep.png"), read_image("out/shallow.png")
+    assert (found.dtype, shallow.dtype) == (np.uint16, np.uint8)
+    assert np.abs(found / 257 - shallow).max() < 0.501
+    assert len(np.unique(found % 257)) > 200
+
+
+@pytest.mark.parametrize("dtype", [np.uint8, np.uint16])
+def test_grey_images_are_denoised_to_grey_on_request(
+    capsys: pytest.CaptureFixture[str], model: str, images: list[np.ndarray], elsewhere: Path, dtype: type
+) -> None:
+    grey = images[0][..., 0].astype(dtype) * dtype(white_level(np.empty(0, dtype)) // 255)
+    write_image("grey.png", grey)
+    write_image("rgb.png", np.repeat(grey[..., np.newaxis], 3, axis=2))
+    line = fail(capsys, "denoise", model, "rgb.png", "grey.png", "--output", "out")
+    assert "image grey.png must be RGB, got grey; `data.promote_grey=true` (`--promote-grey` of denoise and" in line
+    assert not (elsewhere / "out").exists()
+    assert main(["denoise", model, "rgb.png", "grey.png", "--output", "out", "--promote-grey"]) == 0
+    found, rgb = decode_image("out/grey.png", allow_grey=True), read_image("out/rgb.png")
+    assert (found.shape, found.dtype) == (grey.shape, dtype)
+    inside = (rgb.min(axis=2) > 0) & (rgb.max(axis=2) < white_level(rgb))  # elsewhere, the channels are clipped first
+    assert inside.mean() > 0.5
+    assert np.abs(found - rgb.mean(axis=2))[inside].max() <= 1
 
 
 def test_tiles_give_nearly_the_same(model: str, photograph: str, elsewhere: Path) -> None:
@@ -265,10 +310,10 @@ def test_verbose_shows_the_traceback() -> None:
 def test_ctrl_c_exits_with_130(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, model: str, photograph: str
 ) -> None:
-    def interrupt(path: str) -> None:
+    def interrupt(path: str, *, allow_grey: bool) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("pipeline.data.images.read_image", interrupt)
+    monkeypatch.setattr("pipeline.data.images.decode_image", interrupt)
     assert main(["denoise", model, photograph, "--output", "out"]) == 130
     assert "the same command goes on" in capsys.readouterr().err
 

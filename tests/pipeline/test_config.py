@@ -148,8 +148,9 @@ def test_the_hash_changes_with_what_changes_results_only() -> None:
         assert load_config("tiny", [setting]).config_hash != reference, setting
 
 
-def test_a_cache_changes_no_result() -> None:
-    assert load_config("tiny").config_hash == load_config("tiny", ["data.cache=here"]).config_hash
+@pytest.mark.parametrize("setting", ["data.cache=here", "data.promote_grey=true"])
+def test_how_images_are_let_in_and_kept_changes_no_result(setting: str) -> None:
+    assert load_config("tiny").config_hash == load_config("tiny", [setting]).config_hash
 
 
 def test_runs_are_recorded_where_settings_or_else_the_environment_say(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -12,10 +12,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import imagecodecs
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+import tifffile
 import torch
 import yaml
 from hypothesis import HealthCheck, assume, given, settings
@@ -143,6 +145,16 @@ def write_image(path: Path) -> None:
     Image.fromarray(pixels).save(path)
 
 
+def write_deep_image(path: Path) -> None:
+    """Write 16 bits per channel; a TIFF compressed as its name says, in tiles."""
+    pixels = np.random.default_rng(0).integers(0, 65536, (24, 20, 3), dtype=np.uint16)
+    if path.suffix == ".png":
+        path.write_bytes(imagecodecs.png_encode(pixels))
+    else:
+        compression = path.stem.partition(".")[2]
+        tifffile.imwrite(path, pixels, photometric="rgb", compression=compression, predictor=True, tile=(16, 16))
+
+
 def torch_values(path: Path) -> Any:
     return torch.load(path, weights_only=True)
 
@@ -172,6 +184,8 @@ KINDS = [
          write=lambda path: write_dataset(path.parent, [example_record("random-0")]),
          read=lambda path: read_dataset(path.parent)),
     *(Kind(name=f"image.{suffix}", write=write_image, read=read_image) for suffix in IMAGE_SUFFIXES),
+    *(Kind(name=f"deep.{suffix}", write=write_deep_image, read=read_image) for suffix in ("png", "lzw.tif", "zstd.tif",
+      "deflate.tif")),
 ]  # fmt: skip
 
 

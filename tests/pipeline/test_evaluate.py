@@ -131,3 +131,26 @@ def test_pairs_are_scored_with_their_own_noise(images: dict[str, np.ndarray]) ->
     (score,) = evaluate_denoiser(nn.Identity(), {"pair": pair}, sigma=SIGMA, device="cpu", keep_images=True)
     assert score.noisy_psnr_db == pytest.approx(20 * math.log10(255 / 10))
     assert np.array_equal(score.denoised, clean + np.uint8(10))
+
+
+def test_deep_images_are_scored_with_all_their_bits(images: dict[str, np.ndarray]) -> None:
+    """The pair differs by less than a grey level of 8 bits, which rounding to them would lose."""
+    clean = images["random"].astype(np.uint16) * 256
+    pair = np.concatenate([clean, clean + np.uint16(50)], axis=2)
+    (score,) = evaluate_denoiser(nn.Identity(), {"pair": pair}, sigma=SIGMA, device="cpu", keep_images=True)
+    assert score.psnr_db == pytest.approx(-20 * math.log10(50 / 65535))
+    assert score.psnr_unrounded_db == pytest.approx(score.psnr_db, abs=0.01)
+    assert score.denoised.dtype == np.uint16
+    assert np.array_equal(score.denoised, clean + np.uint16(50))
+
+
+def test_an_image_has_nearly_the_same_scores_with_16_bits(images: dict[str, np.ndarray]) -> None:
+    """What is left is the rounding of the result to 8 bits."""
+    deep = {name: image * np.uint16(257) for name, image in images.items()}
+    scores = [evaluate_denoiser(nn.Identity(), given, sigma=SIGMA, device="cpu") for given in (images, deep)]
+    for shallow, score in zip(*scores, strict=True):
+        assert score.psnr_unrounded_db == pytest.approx(shallow.psnr_unrounded_db, rel=1e-9)
+        assert score.ssim_3d == pytest.approx(shallow.ssim_3d, rel=1e-9)
+        assert score.psnr_db == pytest.approx(shallow.psnr_db, abs=0.01)
+        assert score.psnr_db == pytest.approx(score.psnr_unrounded_db, abs=1e-4)
+        assert score.ssim == pytest.approx(shallow.ssim, abs=1e-3)

@@ -72,3 +72,24 @@ def test_images_must_have_the_channels_of_their_noise_model(model: str, given: i
     image = np.zeros((16, 16, given), np.uint8)
     with pytest.raises(ValueError, match=f"image 0 must have {wanted} channels with noise model {model}, got shape"):
         PatchSource([image], patch_size=16, noise_model=model, sigma_range=(0, 0))
+
+
+def test_deep_images_keep_their_bits_in_patches(generator: torch.Generator) -> None:
+    image = (np.arange(12 * 12 * 3) * 151 % 65536).astype(np.uint16).reshape(12, 12, 3)
+    _, clean = PatchSource([image], patch_size=12, sigma_range=(0, 0)).sample(4, generator)
+    assert clean.dtype == torch.float32
+    for patch in clean:
+        assert torch.equal((patch * 65535).round().long().flatten().sort()[0],
+                           torch.from_numpy(np.sort(image.astype(np.int64), axis=None)))  # fmt: skip
+
+
+def test_a_deep_image_leaves_the_patches_of_others_as_they_are(images: list[np.ndarray]) -> None:
+    dark = np.zeros(images[0].shape, np.uint8)
+    batches = [
+        PatchSource([*images, other], patch_size=16, sigma_range=(0.1, 0.1)).sample(
+            32, torch.Generator().manual_seed(0)
+        )
+        for other in (dark, dark.astype(np.uint16))
+    ]
+    for one, deep in zip(*batches, strict=True):
+        assert torch.equal(one, deep)

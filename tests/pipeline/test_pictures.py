@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from pipeline.data.images import to_16_bit
 from pipeline.pictures import ComparisonRow, comparison_figure, most_detailed_crop
 
 
@@ -64,6 +65,15 @@ def test_crops_are_drawn_with_their_own_pixels(row: ComparisonRow, tmp_path: Pat
     columns = (pixels == (255, 0, 0)).all(axis=2).any(axis=0).nonzero()[0]
     middle = columns.mean() / pixels.shape[1]  # the third of four columns: whole, noisy, denoised, clean
     assert 0.5 < middle < 0.75
+
+
+def test_deep_images_look_as_those_of_8_bits(row: ComparisonRow, tmp_path: Path) -> None:
+    deep = {version: to_16_bit(getattr(row, version)) for version in ("clean", "noisy", "denoised", "prior")}
+    for name, each in {"shallow.png": row, "deep.png": replace(row, **deep)}.items():
+        comparison_figure([each], tmp_path / name)
+    assert (tmp_path / "shallow.png").read_bytes() == (tmp_path / "deep.png").read_bytes()
+    with pytest.raises(ValueError, match="`noisy` of 'square' must be uint16 of shape .* got uint8"):
+        replace(row, **deep | {"noisy": row.noisy})
 
 
 def test_drawing_leaves_no_pyplot_state(row: ComparisonRow, tmp_path: Path) -> None:

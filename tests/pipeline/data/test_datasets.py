@@ -124,6 +124,18 @@ def test_transparent_and_truncated_images_name_themselves(tmp_path: Path, rng: n
         dataset.load("cut")
 
 
+@pytest.mark.parametrize("folder", ["", "clean", "noisy"])
+def test_grey_images_are_let_in_on_request(tmp_path: Path, rng: np.random.Generator, folder: str) -> None:
+    for name in ("clean", "noisy") if folder else ("",):
+        write(tmp_path / name / "a.png", picture(rng)[..., 0] if name == folder else picture(rng))
+    with pytest.raises(ValueError, match=r"image .*a\.png must be RGB, got grey"):
+        open_dataset(tmp_path).load("a")
+    sample = open_dataset(tmp_path, promote_grey=True).load("a")
+    assert sample.clean.shape == (24, 32, 3)
+    grey = sample.noisy if folder == "noisy" else sample.clean
+    assert grey is not None and (grey == grey[..., :1]).all()
+
+
 def test_the_photographs_are_a_set_too() -> None:
     dataset = open_dataset("photographs")
     assert dataset.names == ("chelsea", "motorcycle_left")

@@ -52,16 +52,19 @@ def test_all_unusable_files_are_named_together(tmp_path: Path, sources: list[str
     (folder / "text.jpg").write_text("no image")
     Image.new("RGBA", (64, 64)).save(folder / "transparent.png")
     write_image(folder / "small.png", np.zeros((64, 20, 3), np.uint8))
+    write_image(folder / "grey.png", np.zeros((64, 64), np.uint8))
+    write_image(folder / "deep-grey.png", np.zeros((64, 64), np.uint16))
     with pytest.raises(ValueError) as caught:
         load_images(sources, minimum_size=32)
     lines = str(caught.value).splitlines()
     assert [Path(line.split()[1]).name for line in lines] == [
-        "small.png", "text.jpg", "transparent.png", "truncated.png",
+        "deep-grey.png", "grey.png", "small.png", "text.jpg", "transparent.png", "truncated.png",
     ]  # fmt: skip
-    assert "is 20x64, smaller than the patch size 32" in lines[0]
+    assert all("must be RGB, got grey; `data.promote_grey=true`" in line for line in lines[:2])
+    assert "is 20x64, smaller than the patch size 32" in lines[2]
     with pytest.raises(ValueError) as caught:
         check_dataset(open_dataset(sources[0]))
-    assert len(str(caught.value).splitlines()) == 3  # a small image can be evaluated
+    assert len(str(caught.value).splitlines()) == 5  # a small image can be evaluated
 
 
 def test_pairs_are_stacked_clean_channels_first(tmp_path: Path) -> None:
@@ -74,6 +77,15 @@ def test_pairs_are_stacked_clean_channels_first(tmp_path: Path) -> None:
     np.testing.assert_array_equal(pair, np.concatenate([images["clean"], images["noisy"]], axis=2))
     (clean,) = load_images([str(tmp_path)]).values()
     np.testing.assert_array_equal(clean, images["clean"])
+
+
+@pytest.mark.parametrize("noisy_type", [np.uint8, np.uint16])
+def test_a_pair_with_one_deep_image_is_deep(tmp_path: Path, noisy_type: type) -> None:
+    write_image(tmp_path / "clean" / "a.png", np.full((16, 16, 3), 12345, np.uint16))
+    write_image(tmp_path / "noisy" / "a.png", np.full((16, 16, 3), 100, noisy_type))
+    (pair,) = load_images([str(tmp_path)], paired=True).values()
+    assert pair.dtype == np.uint16
+    assert pair[0, 0].tolist() == [12345] * 3 + [100 * (257 if noisy_type == np.uint8 else 1)] * 3
 
 
 def test_clean_images_are_no_pairs(sources: list[str]) -> None:
@@ -96,6 +108,22 @@ def test_cached_images_are_mapped_and_give_the_same_patches(tmp_path: Path, sour
     ]
     for one, other in zip(*batches, strict=True):
         assert torch.equal(one, other)
+
+
+def test_cached_images_keep_their_bits(tmp_path: Path) -> None:
+    deep = np.random.default_rng(0).integers(0, 65536, (40, 48, 3), dtype=np.uint16)
+    write_image(tmp_path / "set" / "a.png", deep)
+    (mapped,) = load_images([str(tmp_path / "set")], cache=tmp_path / "cache").values()
+    assert isinstance(mapped, MappedArray) and mapped.dtype == np.uint16
+    np.testing.assert_array_equal(mapped, deep)
+
+
+def test_the_cache_lets_no_grey_image_in_that_was_not_asked_for(tmp_path: Path) -> None:
+    write_image(tmp_path / "set" / "a.png", np.full((16, 16), 7, np.uint8))
+    source, cache = [str(tmp_path / "set")], tmp_path / "cache"
+    assert load_images(source, promote_grey=True, cache=cache)["a"].shape == (16, 16, 3)
+    with pytest.raises(ValueError, match=r"a\.png must be RGB, got grey"):
+        load_images(source, cache=cache)
 
 
 def test_the_cache_is_used_until_the_file_changes(tmp_path: Path, sources: list[str]) -> None:

@@ -15,6 +15,7 @@ from torch import nn
 
 from pipeline.baselines import build_baseline, save_baseline
 from pipeline.cli import main
+from pipeline.data.images import write_image
 from pipeline.tracking import MlflowClient
 from search_space import Genotype, SearchSpace, sample_genotype
 
@@ -199,6 +200,31 @@ def test_pairs_keep_their_own_noise(work: Path, capsys: pytest.CaptureFixture[st
         values.append(peak_signal_noise_ratio(clean, noisy))
     assert "### pairs, pairs (2 images)" in page
     assert f"| noisy | {np.mean(values):.2f} |" in page
+
+
+def test_deep_images_are_scored_with_all_their_bits(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    random = np.random.default_rng(0)
+    clean = random.integers(10_000, 50_000, (40, 32, 3)).astype(np.uint16)
+    noisy = clean + random.integers(0, 60, clean.shape).astype(np.uint16)  # less than a grey level of 8 bits
+    write_image(tmp_path / "pairs" / "clean" / "a.png", clean)
+    write_image(tmp_path / "pairs" / "noisy" / "a.png", noisy)
+    assert main(["evaluate", "noisy", "--data", str(tmp_path / "pairs")]) == 0
+    assert f"| noisy | {peak_signal_noise_ratio(clean, noisy, data_range=65535):.2f} |" in capsys.readouterr().out
+
+
+def test_grey_images_are_scored_on_request(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    grey = np.random.default_rng(0).integers(80, 170, (40, 32), dtype=np.uint8)
+    for name in ("a", "b"):
+        write_image(tmp_path / "set" / f"{name}.png", grey)
+    arguments = ["evaluate", "noisy", "--data", str(tmp_path / "set"), "--noise", "awgn:10"]
+    assert main(arguments) == 2
+    error = capsys.readouterr().err
+    assert [Path(line.partition("image ")[2].split()[0]).name for line in error.splitlines()] == ["a.png", "b.png"]
+    assert (
+        error.count("must be RGB, got grey; `data.promote_grey=true` (`--promote-grey` of denoise and evaluate)") == 2
+    )
+    assert main([*arguments, "--promote-grey"]) == 0
+    assert "### set, awgn:10 (2 images)" in capsys.readouterr().out
 
 
 def fail(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:

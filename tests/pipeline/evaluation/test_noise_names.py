@@ -1,4 +1,5 @@
 import os
+from functools import partial
 from pathlib import Path
 from statistics import fmean
 
@@ -57,6 +58,17 @@ def test_pairs_come_from_the_set() -> None:
     )
     (sample,) = parse_noise("pairs").samples(pairs)
     np.testing.assert_allclose(sample.noisy, 0.2)
+
+
+@pytest.mark.parametrize("name", ["awgn:25", "niid:2", "poisson:4:2", "pairs"])
+def test_deep_images_get_the_noise_of_their_brightness(name: str) -> None:
+    shallow = np.random.default_rng(0).integers(0, 256, (2, 32, 48, 3), dtype=np.uint8)
+    samples = []
+    for clean, noisy in (shallow, shallow * np.uint16(257)):
+        load = partial(Sample, clean=clean, noisy=noisy)
+        pairs = Dataset(name="p", names=("a",), is_paired=True, load=lambda name, load=load: load(name=name))
+        samples += parse_noise(name).samples(pairs)
+    np.testing.assert_allclose(samples[0].noisy, samples[1].noisy, atol=1e-6)
 
 
 def test_pairs_of_a_clean_set_are_refused(grey: Dataset) -> None:

@@ -8,11 +8,11 @@ import torch
 from PIL import Image
 
 from latency import DeviceInfo, LatencyTable, Timing
-from pipeline.data.images import write_image
+from pipeline.data.images import read_image, to_16_bit, write_image
 from pipeline.evaluate import evaluate_denoiser, mean_score
 from pipeline.experiments import CellJob, load_experiment
 from pipeline.experiments.cells import FILES_FOLDER, cell_name
-from pipeline.experiments.denoisers import CROP_FILE, _spread, front
+from pipeline.experiments.denoisers import CROP_FILE, _crops, _spread, front
 from pipeline.search import space_of
 from search_space import space_op_specs
 
@@ -59,6 +59,19 @@ def test_the_noisy_input_and_further_sets(make_job: Callable[..., CellJob], tmp_
     scores = evaluate_denoiser(torch.nn.Identity(), job.inputs.validation_images, sigma=25 / 255, device="cpu")
     assert values["psnr_db"] == pytest.approx(mean_score(scores).psnr_db)
     assert experiment.measure(job) == {}
+
+
+def test_crops_of_deep_images_keep_their_bits(make_job: Callable[..., CellJob], tmp_path: Path) -> None:
+    experiment, folder = load_experiment("denoisers"), tmp_path / "experiment"
+    job = make_job("noisy", *SMALL)
+    cell = folder / FILES_FOLDER / cell_name("noisy", 0)
+    deep = {name: to_16_bit(image) for name, image in job.inputs.validation_images.items()}
+    experiment.run(replace(job, folder=cell, inputs=replace(job.inputs, validation_images=deep)))
+    crop = read_image(cell / CROP_FILE)
+    assert crop.dtype == np.uint16
+    ((name, denoised, decibels), (_, clean, _)) = _crops(folder, 0)
+    assert name == "noisy"
+    assert decibels == pytest.approx(-20 * np.log10((denoised / 65535 - clean / 65535).std()), abs=0.5)
 
 
 def test_the_front_holds_what_nothing_beats() -> None:
