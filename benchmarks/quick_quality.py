@@ -2,12 +2,13 @@
 
     python benchmarks/quick_quality.py
 
-For every seed: the plain residual U-Net of `pipeline.baselines` is trained; its measured latency is the budget
-(`target_ms`) of a search with the quick preset; the searched network is trained from the weights that the search left
-(as the preset does) and once from scratch; so are three random architectures of the space, every part
-within 10 % of the searched one's predicted latency, from scratch. Every training gets the same seconds on the
-same photographs (astronaut, coffee, rocket; sigma 25; Adam 2e-3 with a cosine; batches of 16 patches of 48x48), one
-at a time. PSNR is that of rounded images on chelsea and the crop of motorcycle_left, seed 0. Results are written
+For every seed: the plain residual U-Net of `pipeline.baselines` is trained on clean patches; its measured latency is the
+budget (`target_ms`) of a search with the quick preset; the searched network is trained as the preset says, from the
+weights that the search left, with the prior's denoised patches as second target. Controls: the searched network from
+scratch; three random architectures of the space, every part within 10 % of the searched one's predicted latency, from
+scratch; the plain net; all with the prior's patches too. Every training gets the same seconds, those of the prior's
+patches included, on the same photographs (astronaut, coffee, rocket; sigma 25; Adam 2e-3 with a cosine; batches of 16
+patches of 48x48), one at a time. PSNR is that of rounded images on chelsea and the crop of motorcycle_left, seed 0. Results are written
 after every network; the same command goes on where it was.
 """
 
@@ -15,6 +16,7 @@ import argparse
 import dataclasses
 import json
 import tempfile
+import time
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +27,7 @@ from latency import LatencyTable, keep_freed_memory, measure_network_ms, predict
 from pipeline.baselines import PlainUNet
 from pipeline.cluster import ray_session
 from pipeline.config import load_config
-from pipeline.data.patches import PatchSource
+from pipeline.data.distilled import training_patches
 from pipeline.evaluate import evaluate_denoiser, mean_score
 from pipeline.run import Run, open_run
 from pipeline.search import cost_models, part_targets
@@ -52,12 +54,12 @@ DEVICE = torch.device("cpu")
 
 def train_and_score(run: Run, network: torch.nn.Module, seed: int, seconds: float, *, distill: bool) -> dict[str, Any]:
     """Train for `seconds`; return PSNR, latency, parameters and the number of steps that fitted."""
-    retrain = run.config.retrain if distill else dataclasses.replace(run.config.retrain, distill_share=0.0)
-    source = PatchSource(
-        list(run.training_images.values()), patch_size=retrain.patch_size, sigma_range=run.config.noise.sigma_range
-    )
-    torch.set_num_threads(retrain.threads_per_worker)
-    trainer = Trainer(network, source, retrain, prior=run.prior, seed=seed, device=DEVICE, max_seconds=seconds)
+    start = time.perf_counter()
+    config = run.config if distill else run.config.with_settings({"retrain.distilled_patches": 0})
+    torch.set_num_threads(config.retrain.threads_per_worker)
+    source = training_patches(config, list(run.training_images.values()), run.prior, seed=seed)
+    seconds -= time.perf_counter() - start
+    trainer = Trainer(network, source, config.retrain, prior=run.prior, seed=seed, device=DEVICE, max_seconds=seconds)
     while trainer.progress < 1:
         trainer.run_epoch()
     network.eval()
@@ -157,6 +159,9 @@ def benchmark_seed(seed: int, options: argparse.Namespace, folder: Path, rows: d
 
     data = open_run(dataclasses.replace(base, output=f"{base.output}_plain"))
     record("plain_unet", lambda: train_and_score(data, plain, seed, options.seconds, distill=False))
+    torch.manual_seed(seed)
+    distilled = PlainUNet()
+    record("plain_unet_distilled", lambda: train_and_score(data, distilled, seed, options.seconds, distill=True))
     target = rows["plain_unet"]["measured_ms"]
     run = open_run(dataclasses.replace(base, search=dataclasses.replace(base.search, target_ms=target)))
     table = run.latency_table()
@@ -202,6 +207,7 @@ def remeasure(options: argparse.Namespace) -> None:
             ms = measure_network_ms(network, height=size, width=size, device=DEVICE, num_threads=threads)
             rows[name]["measured_ms"] = round(ms, 3)
         rows["searched_from_scratch"]["measured_ms"] = rows["searched"]["measured_ms"]
+        rows["plain_unet_distilled"]["measured_ms"] = rows["plain_unet"]["measured_ms"]
 
 
 def main() -> None:
@@ -219,7 +225,7 @@ def main() -> None:
         benchmark_seed(seed, options, options.folder, options.rows.setdefault(str(seed), {}))
     remeasure(options)
     seeds = [options.rows[str(seed)] for seed in options.seeds]
-    names = ["searched", "searched_from_scratch", "plain_unet"]
+    names = ["searched", "searched_from_scratch", "plain_unet", "plain_unet_distilled"]
     psnr: dict[str, list[float]] = {name: [rows[name]["psnr_db"] for rows in seeds] for name in names}
     psnr["random"] = [rows[f"random{i}"]["psnr_db"] for rows in seeds for i in range(NUM_RANDOM)]
     result = {"seconds": options.seconds, "overrides": options.overrides, "psnr_db": psnr, "networks": options.rows}

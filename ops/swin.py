@@ -16,9 +16,13 @@ from ops.slimmable import SlimmableLayerNorm, SlimmableLinear
 from ops.spec import OpSpec
 
 WINDOW_SIZE = 8  # pixels; SwinIR's for denoising
+# With 8 heads a network of C = 16 has heads of 2 dimensions, too few for a query to ask with, at eight times the logits.
+# One head took forward and backward of (8, 16, 48, 48) from 152 to 43 ms (one thread of an Intel Xeon, 2026-11-25).
+MIN_HEAD_DIM = 8
 MLP_RATIO = 2  # hidden features per channel; SwinIR's
-# Attention logits computed at a time. Forward and backward of (8, 16, 48, 48) on one CPU thread, November 2026: 123 ms,
-# 215 ms all at once; F.scaled_dot_product_attention took longer still, and its 5-D form did not export to ONNX.
+# Attention logits computed at a time. With 8 heads of 2, forward and backward of (8, 16, 48, 48) took 123 ms (one thread
+# of an AMD EPYC, 2026-11-23), 215 ms all at once; F.scaled_dot_product_attention took longer still, and its 5-D form
+# did not export to ONNX.
 MAX_LOGITS = 2**20
 INIT_STD = 0.02  # of the truncated normal distribution of all weights; Swin's
 
@@ -30,13 +34,14 @@ class SwinPair(nn.Module):
     masked out of the attention of the real ones, so what they hold never reaches the result (SwinIR reflects the
     image instead). Where the height or width fits into one window, neither layer shifts, as in SwinIR.
 
-    The head dimension is fixed by the base width, max(2, C / 8), so that a narrower width has fewer heads of the same
-    size; 8 heads of any narrower size would put other channels into a head at every width.
+    The head dimension is fixed by the base width, so that a narrower width has fewer heads of the same size; 8 heads of
+    any narrower size would put other channels into a head at every width. A narrower layer than one head has one head
+    of all its channels.
     """
 
     def __init__(self, channels: int, *, head_dim: int) -> None:
         super().__init__()
-        if channels % head_dim:
+        if channels > head_dim and channels % head_dim:
             raise ValueError(
                 f"`out_channels` of swin must be a multiple of its head dimension {head_dim}, got {channels}"
             )
@@ -75,7 +80,7 @@ class WindowLayer(nn.Module):
         self.query = SlimmableLinear(channels, channels)
         self.key = SlimmableLinear(channels, channels)
         self.value = SlimmableLinear(channels, channels)
-        self.position_bias = nn.Parameter(torch.empty((2 * WINDOW_SIZE - 1) ** 2, channels // head_dim))
+        self.position_bias = nn.Parameter(torch.empty((2 * WINDOW_SIZE - 1) ** 2, max(1, channels // head_dim)))
         self.projection = SlimmableLinear(channels, channels)
         self.mlp_norm = SlimmableLayerNorm(channels)
         self.mlp_in = SlimmableLinear(channels, MLP_RATIO * channels)
@@ -94,9 +99,9 @@ class WindowLayer(nn.Module):
 
     def _attention(self, tokens: Tensor, mask: Tensor | None) -> Tensor:
         batch, _, num_tokens, channels = tokens.shape
-        num_heads = channels // self.head_dim
+        num_heads = max(1, channels // self.head_dim)
         query, key, value = (
-            layer(tokens, channels).unflatten(-1, (num_heads, self.head_dim)).transpose(2, 3)  # (B, G, K, N, D)
+            layer(tokens, channels).unflatten(-1, (num_heads, -1)).transpose(2, 3)  # (B, G, K, N, D)
             for layer in (self.query, self.key, self.value)
         )
         query = query * self.head_dim**-0.5
@@ -158,4 +163,5 @@ def _regions(size: int, shift: int, device: torch.device) -> Tensor:
 
 @register_op("swin", equal_widths=True)
 def _swin(spec: OpSpec) -> nn.Module:
-    return SwinPair(spec.out_channels, head_dim=max(2, spec.base_channels // 8))
+    head_dim = spec.base_channels // 8
+    return SwinPair(spec.out_channels, head_dim=head_dim if head_dim >= MIN_HEAD_DIM else spec.base_channels)

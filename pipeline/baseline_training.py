@@ -13,7 +13,7 @@ import yaml
 
 from pipeline.baselines import build_baseline, list_baselines, save_baseline
 from pipeline.checkpoint import write_atomically
-from pipeline.data.patches import noisy_patches
+from pipeline.data.distilled import training_patches
 from pipeline.run import Run
 from pipeline.training import Trainer, train_to_the_end
 
@@ -72,7 +72,7 @@ def train_baseline(run: Run, name: str, sizes: dict[str, Any], *, log: Callable[
     _claim(run.path(_BASELINE_FILE), name, network)
     device = torch.device(config.device)
     images = list(run.training_images.values())
-    source = noisy_patches(images, config.noise, patch_size=config.retrain.patch_size)
+    source = training_patches(config, images, run.prior, seed=config.seed)
     trainer = Trainer(network, source, config.retrain, prior=None, seed=config.seed, device=device)
 
     def on_epoch(epoch: int, metrics: dict[str, float]) -> None:

@@ -24,13 +24,21 @@ def feature_distance(features: Tensor, target: Tensor) -> Tensor:
 
 
 def training_loss(
-    denoised: Tensor, clean: Tensor, features: Sequence[Tensor] = (), targets: Sequence[Tensor] = ()
+    denoised: Tensor,
+    clean: Tensor,
+    features: Sequence[Tensor] = (),
+    targets: Sequence[Tensor] = (),
+    *,
+    prior_denoised: Tensor | None = None,
 ) -> Tensor:
     """Return L_train of Eq. (14): L1, plus L_dp summed over the parts that are given.
 
-    Prior and network run separately on the same noisy image (E18).
+    Prior and network run separately on the same noisy image (E18). With `prior_denoised`, the prior's result, L1 is the
+    mean of the distances to it and to the clean image (not in the paper).
     """
     loss = F.l1_loss(denoised, clean)
+    if prior_denoised is not None:
+        loss = (loss + F.l1_loss(denoised, prior_denoised)) / 2
     for output, target in zip(features, targets, strict=True):
         loss = loss + feature_distance(output, target)
     return loss

@@ -196,7 +196,7 @@ class _PartSearch:
         self.arch_parameters = [p for p in supernet.arch.parameters() if p.requires_grad]
         self.weight_parameters = supernet.weight_parameters()
         self.arch_optimizer = torch.optim.Adam(self.arch_parameters, lr=config.arch_learning_rate)
-        self.weight_optimizer = torch.optim.Adam(self.weight_parameters, lr=config.weight_learning_rate)
+        self.weight_optimizer = torch.optim.Adam(self.weight_parameters, lr=config.weight_learning_rate, fused=True)
         self.num_bad_steps = 0
 
     def run_epoch(self, epoch: int) -> dict[str, float]:

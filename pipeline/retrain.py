@@ -25,7 +25,7 @@ from latency import keep_freed_memory
 from pipeline.checkpoint import load_checkpoint, restoring, save_checkpoint
 from pipeline.cluster import driver_queue, load_op_files, read_op_files
 from pipeline.config import Config
-from pipeline.data.patches import noisy_patches
+from pipeline.data.distilled import training_patches
 from pipeline.priors import load_prior
 from pipeline.training import Trainer
 from search_space import Genotype, build_network
@@ -135,12 +135,14 @@ def train_worker(settings: dict[str, Any]) -> None:
     if settings["inherited"] is not None:
         for part, weights in zip(network.parts, ray.get(settings["inherited"]), strict=True):
             part.load_state_dict(weights)
+    prior = load_prior(config.prior.weights, device=device)
+    seed = config.seed * num_workers + rank
     trainer = Trainer(
         network,
-        noisy_patches(ray.get(settings["images"]), config.noise, patch_size=config.retrain.patch_size),
+        training_patches(config, ray.get(settings["images"]), prior, seed=seed, num_workers=num_workers),
         config.retrain,
-        prior=load_prior(config.prior.weights, device=device) if config.retrain.distill_share > 0 else None,
-        seed=config.seed * num_workers + rank,
+        prior=prior,
+        seed=seed,
         device=device,
         wrap=(lambda module: ray.train.torch.prepare_model(module)) if num_workers > 1 else (lambda module: module),
         num_workers=num_workers,

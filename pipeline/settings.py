@@ -220,6 +220,9 @@ class RetrainConfig:
     final_learning_rate: float = 1e-6
     distill_share: float = 0.2
     """Share of the epochs with L1 + L_dp (60 of 300 in the paper); L1 alone afterwards."""
+    distilled_patches: int = 0
+    """Patches that are drawn once and denoised by the prior, whose results are a second target of L1 beside the clean
+    patches; all steps then use these. 0: fresh patches in every step (the paper)."""
     num_workers: int = 1
     """Ray Train workers; the batch is divided among them."""
     threads_per_worker: int = 2
@@ -240,6 +243,7 @@ class RetrainConfig:
         check(0 <= self.final_learning_rate <= self.learning_rate, "retrain.final_learning_rate",
                "between 0 and retrain.learning_rate", self.final_learning_rate)  # fmt: skip
         check(self.max_bad_steps >= 0, "retrain.max_bad_steps", "at least 0", self.max_bad_steps)
+        check(self.distilled_patches >= 0, "retrain.distilled_patches", "at least 0", self.distilled_patches)
         check(0 <= self.distill_share <= 1, "retrain.distill_share", "in [0, 1]", self.distill_share)
         check(self.batch_size % self.num_workers == 0, "retrain.batch_size", "a multiple of retrain.num_workers",
                self.batch_size)  # fmt: skip
@@ -403,6 +407,8 @@ class ExperimentConfig:
     """In place of `retrain.num_epochs`."""
     train_batch_size: int | None = None
     """In place of `retrain.batch_size`."""
+    distilled_patches: int | None = None
+    """In place of `retrain.distilled_patches`."""
     toy_epochs: int | None = None
     """In place of `retrain.num_epochs` for the toy networks of `resampling`."""
     proxy_epochs: int | None = None
@@ -422,6 +428,8 @@ class ExperimentConfig:
         for name in sizes:
             value = getattr(self, name)
             check(value is None or value >= 1, f"experiment.{name}", "at least 1", value)
+        value = self.distilled_patches
+        check(value is None or value >= 0, "experiment.distilled_patches", "at least 0", value)
 
 
 # What an experiment's size stands in place of.
@@ -432,6 +440,7 @@ EXPERIMENT_SIZES = {
     "arch_learning_rate": "search.arch_learning_rate",
     "train_epochs": "retrain.num_epochs",
     "train_batch_size": "retrain.batch_size",
+    "distilled_patches": "retrain.distilled_patches",
 }
 
 

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from pipeline.checkpoint import load_checkpoint, restoring, save_checkpoint
+from pipeline.data.distilled import DistilledPatches
 from pipeline.data.patches import PatchSource
 from pipeline.losses import is_good_step, training_loss
 from pipeline.precision import autocast
@@ -26,7 +27,7 @@ class Trainer:
 
     Args:
         network: maps (B, 3, H, W) to the denoised images; with a prior, its `features` gives the outputs of its parts.
-        source: where patches come from.
+        source: where patches come from; distilled ones bring the prior's denoised patches as a second target.
         config: numbers of the training.
         prior: for L_dp in the first `distill_share` of the training, or None.
         seed: of the patches; workers use different ones.
@@ -40,7 +41,7 @@ class Trainer:
     def __init__(
         self,
         network: nn.Module,
-        source: PatchSource,
+        source: PatchSource | DistilledPatches,
         config: RetrainConfig,
         *,
         prior: Prior | None,
@@ -108,10 +109,11 @@ class Trainer:
     def _step(self) -> float | None:
         """Return the loss, or None where it or a gradient was not finite and nothing was changed."""
         config, progress = self.config, self.progress
-        noisy, clean = (
+        noisy, clean, *denoised = (
             t.to(self.device, memory_format=torch.channels_last)
             for t in self.source.sample(self.batch_size, self.generator)
         )
+        prior_denoised = denoised[0] if denoised else None
         self.num_steps += 1
         if self.is_distilling and progress >= config.distill_share:
             # L_dp is far larger than L1: its second moments in Adam would hold the steps down for the next thousand.
@@ -124,9 +126,11 @@ class Trainer:
             with torch.no_grad():
                 targets = self.prior.features(noisy)
             features = self._outputs(noisy)
-            loss = training_loss(noisy + features[-1], clean, features, targets)  # Eq. (14)
+            loss = training_loss(  # Eq. (14)
+                noisy + features[-1], clean, features, targets, prior_denoised=prior_denoised
+            )
         else:
-            loss = training_loss(noisy + self._outputs(noisy)[-1], clean)
+            loss = training_loss(noisy + self._outputs(noisy)[-1], clean, prior_denoised=prior_denoised)
         self.optimizer.zero_grad(set_to_none=True)
         loss.backward()
         if is_good_step(loss.item(), self.network.parameters()):

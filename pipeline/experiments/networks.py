@@ -10,6 +10,7 @@ from torch import nn
 
 from latency import TimingRule, measure_network_ms
 from pipeline.config import Config
+from pipeline.data.distilled import training_patches
 from pipeline.data.patches import PatchSource, noisy_patches
 from pipeline.evaluate import evaluate_denoiser, mean_score
 from pipeline.experiments.experiment import CellJob, Column, Values
@@ -61,11 +62,12 @@ def train(job: CellJob, config: Config, network: nn.Module) -> Values:
         FloatingPointError: the training diverged.
     """
     device = torch.device(config.device)
+    prior = load_prior(config.prior.weights, device=device)
     trainer = Trainer(
         network,
-        patch_source(config, job.inputs.training_images),
+        training_patches(config, list(job.inputs.training_images.values()), prior, seed=config.seed),
         config.retrain,
-        prior=load_prior(config.prior.weights, device=device) if config.retrain.distill_share > 0 else None,
+        prior=prior,
         seed=config.seed,
         device=device,
     )

@@ -38,9 +38,25 @@ def test_up_is_a_pixel_shuffle_fused_with_the_fine_feature() -> None:
     up = make("up", 12, 10)
     coarse, fine = torch.randn(2, 12, 5, 4), torch.randn(2, 10, 9, 7)
     shuffled = F.pixel_shuffle(F.conv2d(coarse, up.expand.weight, up.expand.bias, padding=1), 2)[:, :, :9, :7]
-    weight = torch.cat((up.fuse_coarse.weight, up.fuse_fine.weight), dim=1)  # one 1x1 over the concatenation
-    expected = F.conv2d(torch.cat((shuffled, fine), dim=1), weight, up.fuse_coarse.bias)
+    expected = shuffled + F.conv2d(fine, up.fuse_fine.weight)
     torch.testing.assert_close(up(coarse, fine), expected, rtol=1e-5, atol=1e-5)
+
+
+def test_up_can_be_any_1x1_fusion_of_the_concatenation() -> None:
+    """The paper's module with a fusion of its own: its coarse half, multiplied into `expand`, gives the same."""
+    up = make("up", 12, 10)
+    coarse, fine = torch.randn(2, 12, 5, 4), torch.randn(2, 10, 9, 7)
+    fusion, bias = torch.randn(10, 20, 1, 1), torch.randn(10)  # over [coarse; fine]
+    shuffled = F.pixel_shuffle(F.conv2d(coarse, up.expand.weight, up.expand.bias, padding=1), 2)[:, :, :9, :7]
+    expected = F.conv2d(torch.cat((shuffled, fine), dim=1), fusion, bias)
+    by_pixel = up.expand.weight.unflatten(0, (10, 4))  # (4C, C_in, 3, 3) -> (C, 4, C_in, 3, 3)
+    with torch.no_grad():
+        product = torch.einsum("oc,cpihw->opihw", fusion[:, :10, 0, 0], by_pixel).flatten(0, 1)
+        shifted = fusion[:, :10, 0, 0] @ up.expand.bias.unflatten(0, (10, 4)) + bias[:, None]  # (C, 4)
+        up.expand.weight.copy_(product)
+        up.expand.bias.copy_(shifted.flatten())
+        up.fuse_fine.weight.copy_(fusion[:, 10:])
+    torch.testing.assert_close(up(coarse, fine), expected, rtol=1e-4, atol=1e-4)
 
 
 @pytest.mark.parametrize("fine_channels", [8, 16])
@@ -105,7 +121,7 @@ def test_conv3x3_is_plain_and_reaches_image_channels() -> None:
 
 @pytest.mark.parametrize(
     ("name", "num_parameters", "multiply_adds"),
-    [("down", 36_928, 9 * 64**2 // 4), ("up", 147_712 + 8_256, (36 + 8) * 64**2), ("conv3x3", 36_928, 9 * 64**2)],
+    [("down", 36_928, 9 * 64**2 // 4), ("up", 147_712 + 4_096, (36 + 4) * 64**2), ("conv3x3", 36_928, 9 * 64**2)],
 )
 def test_parameters_and_multiply_adds_at_64_channels(name: str, num_parameters: int, multiply_adds: int) -> None:
     op = make(name, 64, 64)
