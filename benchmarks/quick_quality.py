@@ -2,14 +2,14 @@
 
     python benchmarks/quick_quality.py
 
-For every seed: the plain residual U-Net of `pipeline.baselines` is trained on clean patches; its measured latency is the
-budget (`target_ms`) of a search with the quick preset; the searched network is trained as the preset says, from the
-weights that the search left, with the prior's denoised patches as second target. Controls: the searched network from
-scratch; three random architectures of the space, every part within 10 % of the searched one's predicted latency, from
-scratch; the plain net; all with the prior's patches too. Every training gets the same seconds, those of the prior's
-patches included, on the same photographs (astronaut, coffee, rocket; sigma 25; Adam 2e-3 with a cosine; batches of 16
-patches of 48x48), one at a time. PSNR is that of rounded images on chelsea and the crop of motorcycle_left, seed 0. Results are written
-after every network; the same command goes on where it was.
+For every seed: the plain residual U-Net of `pipeline.baselines` is trained on clean patches; its measured latency is
+the budget (`target_ms`) of a search with the quick preset; the searched network is trained as the preset says, from the
+weights that the search left, with the prior's denoised patches as second target. Controls, all with the prior's patches
+too: the searched network from scratch; three random architectures of the space, every part within 10 % of the searched
+one's predicted latency, from scratch; the plain net. Every training gets the same seconds, those of the prior's patches
+included, on the same photographs (astronaut, coffee, rocket; sigma 25; Adam 2e-3 with a cosine; batches of 16 patches
+of 48x48), one at a time. PSNR is that of rounded images on chelsea and the crop of motorcycle_left, seed 0. Results are
+written after every network; the same command goes on where it was.
 """
 
 import argparse

@@ -16,13 +16,13 @@ from ops.slimmable import SlimmableLayerNorm, SlimmableLinear
 from ops.spec import OpSpec
 
 WINDOW_SIZE = 8  # pixels; SwinIR's for denoising
-# With 8 heads a network of C = 16 has heads of 2 dimensions, too few for a query to ask with, at eight times the logits.
-# One head took forward and backward of (8, 16, 48, 48) from 152 to 43 ms (one thread of an Intel Xeon, 2026-11-25).
+# With 8 heads a network of C = 16 has heads of 2 dimensions, too few for a query to ask with, at eight times the
+# logits. One head took forward and backward of (8, 16, 48, 48) from 152 to 43 ms (1 thread, Intel Xeon, 2026-11-25).
 MIN_HEAD_DIM = 8
 MLP_RATIO = 2  # hidden features per channel; SwinIR's
-# Attention logits computed at a time. With 8 heads of 2, forward and backward of (8, 16, 48, 48) took 123 ms (one thread
-# of an AMD EPYC, 2026-11-23), 215 ms all at once; F.scaled_dot_product_attention took longer still, and its 5-D form
-# did not export to ONNX.
+# Attention logits computed at a time. With 8 heads of 2, forward and backward of (8, 16, 48, 48) took 123 ms, all at
+# once 215 ms (1 thread, AMD EPYC, 2026-11-23); F.scaled_dot_product_attention took longer still, and its 5-D form did
+# not export to ONNX.
 MAX_LOGITS = 2**20
 INIT_STD = 0.02  # of the truncated normal distribution of all weights; Swin's
 
