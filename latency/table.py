@@ -15,9 +15,9 @@ import pyarrow.parquet as pq
 
 from latency.device import DeviceInfo, describe_differences
 from latency.measure import Timing
-from ops import OpSpec
+from ops import OPS_VERSION, OpSpec
 
-_SCHEMA_VERSION = 1
+_VERSIONS = {"schema_version": 1, "ops_version": OPS_VERSION}
 _METADATA_KEY = b"latency_table"
 _SPEC_FIELDS = ("name", "in_channels", "out_channels", "base_channels", "height", "width")
 _TIMING_FIELDS = ("median_ms", "iqr_ms", "num_repeats")
@@ -101,7 +101,7 @@ class LatencyTable:
 
     def save(self, path: Path) -> None:
         """Write a Parquet file: beside `path` first, then renamed, so that `path` is never half written."""
-        metadata = {"schema_version": _SCHEMA_VERSION, "device_info": self.device_info.to_dict()}
+        metadata = _VERSIONS | {"device_info": self.device_info.to_dict()}
         rows = [
             spec.to_dict() | {name: getattr(timing, name) for name in _TIMING_FIELDS}
             for spec, timing in self._timings.items()
@@ -152,7 +152,7 @@ class _OtherDeviceError(Exception):
 
 
 def _read_metadata(file: pq.ParquetFile) -> dict[str, Any]:
-    """Return `schema_version` and `device_info` of the file."""
+    """Return the versions and `device_info` of the file."""
     raw = (file.schema_arrow.metadata or {}).get(_METADATA_KEY)
     if raw is None:
         raise ValueError("its Parquet metadata has no `latency_table`")
@@ -163,10 +163,8 @@ def _read_metadata(file: pq.ParquetFile) -> dict[str, Any]:
 
 
 def _refuse_differences(path: Path, metadata: dict[str, Any], expected: DeviceInfo | None) -> None:
-    """Raise unless schema and device are the expected ones."""
-    differences = describe_differences(
-        {"schema_version": metadata.get("schema_version")}, {"schema_version": _SCHEMA_VERSION}
-    )
+    """Raise unless versions and device are the expected ones."""
+    differences = describe_differences({name: metadata.get(name) for name in _VERSIONS}, _VERSIONS)
     if expected is not None:
         differences += describe_differences(metadata["device_info"], expected.to_dict())
     if differences:

@@ -8,6 +8,8 @@ import pyarrow.parquet as pq
 import pytest
 
 from latency import LatencyTable, Timing
+from latency import table as table_module
+from ops import OPS_VERSION
 
 
 def rewrite(path, *, rows=None, columns=None, metadata=None):
@@ -117,6 +119,15 @@ def test_table_of_another_schema_version_is_refused(small_table, device_info, tm
         LatencyTable.load(path, expected=replace(device_info, num_threads=2))
     assert "num_threads: table 1, here 2; moon_phase: table full, here (none)" in str(error.value)
     with pytest.raises(ValueError, match="schema_version: table 2, here 1"):
+        LatencyTable.load(path, expected=None)
+
+
+def test_table_of_operators_that_computed_otherwise_is_refused(small_table, tmp_path, monkeypatch):
+    path = tmp_path / "table.parquet"
+    monkeypatch.setitem(table_module._VERSIONS, "ops_version", 1)
+    small_table.save(path)
+    monkeypatch.undo()
+    with pytest.raises(ValueError, match=f"ops_version: table 1, here {OPS_VERSION}.; build a new table"):
         LatencyTable.load(path, expected=None)
 
 
