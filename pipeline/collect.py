@@ -189,9 +189,10 @@ class Recorder(tune.Callback):
 
     def _drain(self) -> None:
         assert self.queue is not None
-        for record in self.queue.get_nowait_batch(self.queue.qsize()):
-            if isinstance(record, OSError):
-                raise record
+        for sent in self.queue.get_nowait_batch(self.queue.qsize()):
+            if isinstance(sent, OSError):
+                raise sent
+            record: Record = sent
             if record["key"] in self._keys:  # a trial that died after sending was run again
                 continue
             write_record(self._run.folder / RECORDS_FOLDER, record)

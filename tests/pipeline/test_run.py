@@ -24,6 +24,7 @@ import pytest
 import ray
 import torch
 from PIL import Image
+from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
 from latency import LatencyTable
 from ops import registry
@@ -447,6 +448,25 @@ def test_a_part_whose_processes_keep_dying_ends_the_search(
     ):
         searched(tmp_path, "ray.max_failures=1")
     assert caplog.text.count("started again (1 of 1)") == 1
+
+
+def test_reserved_places_that_others_hold_are_given_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(stage, "_RESERVED_SECONDS", 0.0)
+    config = load_config("tiny", ["search.cost=macs", "ray.cpus_per_part=0.1", "ray.max_failures=1"])
+    space = search_inputs.space_of(config, 16)
+    jobs = part_actors.part_jobs(
+        config, space, search_inputs.cost_models(config, space, None), checkpoint_folder=tmp_path
+    )
+    group = ray.util.placement_group([{"CPU": 0.1}] * 3)
+    places = [PlacementGroupSchedulingStrategy(group, placement_group_bundle_index=index) for index in range(3)]
+    holding = part_actors.PartActors(config, places)
+    ray.get([actor.poll.remote() for actor in holding])
+    waiting = part_actors.PartActors(config, places)
+    with pytest.raises(part_actors.PartDiedError):
+        stage.search_parts(jobs, ray.put("no inputs are needed"), waiting)
+    waiting.end()
+    holding.end()
+    ray.util.remove_placement_group(group)
 
 
 @pytest.mark.parametrize(
