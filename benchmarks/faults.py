@@ -19,6 +19,7 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
 import urllib.request
 from collections.abc import Callable, Iterator
@@ -36,18 +37,23 @@ from search_space import Genotype
 VICTIMS = ("driver", "part", "worker", "node", "server")
 COMMANDS = ("run", "collect")
 NUM_ARCHITECTURES = 6
-SEARCH_EPOCHS, RETRAIN_EPOCHS = 60, 12
+SEARCH_EPOCHS, TRIAL_EPOCHS, RETRAIN_EPOCHS = 60, 20, 12
 # Files that a command leaves one after the other; a kill comes at most so many seconds after one of them. Some victims
 # live for some of the stages alone.
 MILESTONES: dict[Any, tuple[str, ...]] = {
     "run": ("config.yaml", "checkpoints/part1.pt", "search.pt", "train/*/checkpoint*", "model.safetensors"),
-    "collect": ("collection.json", "supernet1.safetensors", "records/*.json"),
+    "collect": ("collection.json", "supernet1.safetensors", "checkpoints/*/part1.pt", "records/*.json"),
     ("run", "part"): ("config.yaml", "checkpoints/part1.pt"),
     ("run", "worker"): ("search.pt", "train/*/checkpoint*"),
     ("run", "node"): ("checkpoints/part1.pt", "search.pt", "train/*/checkpoint*"),
+    ("collect", "part"): ("checkpoints/*/part1.pt", "records/*.json"),
+    ("collect", "worker"): ("checkpoints/*/part1.pt", "records/*.json"),
 }
 MOMENT_SECONDS = 2.0
-PROCESSES = {("run", "worker"): "ray::RayTrainWorker", ("collect", "worker"): "ray::CollectionTrial"}
+PROCESSES = {
+    ("run", "worker"): ("ray::RayTrainWorker",),
+    ("collect", "worker"): ("ray::ResourceTrainable", "ray::CollectionTrial"),  # a trial at work, and one that waits
+}
 MAX_TRIES = 4  # of the command after its first
 ENVIRONMENT = {"OMP_NUM_THREADS": "1", "RAY_USAGE_STATS_ENABLED": "0", "RAY_AUTH_MODE": "disabled",
                "RAY_TRAIN_V2_ENABLED": "1", "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
@@ -69,6 +75,7 @@ class Case:
     records_lost: int = 0
     records_doubled: int = 0
     epochs_repeated: int = 0
+    trial_epochs_seen: int = 0
     partial_files: int = 0
     seconds: float = 0.0
     notes: list[str] = field(default_factory=list)
@@ -83,7 +90,8 @@ class Command:
         size = {
             "run": [f"search.num_epochs={SEARCH_EPOCHS}", f"retrain.num_epochs={RETRAIN_EPOCHS}"],
             "collect": ["--num", str(NUM_ARCHITECTURES), "collect.shared_steps=60", "collect.proxy_size=32",
-                        "ray.cpus_per_part=0.3", "collect.vary.search.complexity_weight=[0.0, 0.5]"],
+                        "ray.cpus_per_part=0.3", f"search.num_epochs={TRIAL_EPOCHS}",
+                        "collect.vary.search.complexity_weight=[0.0, 0.5]"],
         }[name]  # fmt: skip
         self.arguments = [sys.executable, "-m", "pipeline.cli", name, "--config", "tiny", "--output", str(folder),
                           f"latency.table={prices}", *size, *more]  # fmt: skip
@@ -103,12 +111,49 @@ class Command:
         return (self.folder.parent / f"{self.folder.name}.log").read_text()
 
 
-def processes(title: str, mark: str) -> list[int]:
-    """Return the processes whose title begins with `title` and whose environment holds `mark`."""
+class TrialEpochs(threading.Thread):
+    """Looks at the checkpoints of a collection again and again: they are gone once there is a record."""
+
+    def __init__(self, folder: Path) -> None:
+        super().__init__(daemon=True)
+        self._folder = folder
+        self._ended = threading.Event()
+        self._seen: dict[tuple[str, int], float] = {}
+        self._repeated: set[tuple[str, int]] = set()
+
+    def run(self) -> None:
+        """Note every epoch that another process made before: another time stands in the checkpoint."""
+        while not self._ended.wait(0.05):
+            for path in self._folder.glob("checkpoints/*/part*.pt"):
+                with contextlib.suppress(FileNotFoundError):
+                    for epoch, metrics in load_checkpoint(path)["history"]:
+                        entry = (f"{path.parent.name}/{path.name}", epoch)
+                        if self._seen.setdefault(entry, metrics["seconds"]) != metrics["seconds"]:
+                            self._repeated.add(entry)
+
+    def end(self) -> None:
+        """Look no more."""
+        self._ended.set()
+        self.join()
+
+    @property
+    def most_repeated(self) -> int:
+        """The largest count of any part search."""
+        names = [name for name, _ in self._repeated]
+        return max(map(names.count, names), default=0)
+
+    @property
+    def num_seen(self) -> int:
+        """Epochs that were seen, of all part searches."""
+        return len(self._seen)
+
+
+def processes(titles: tuple[str, ...], mark: str) -> list[int]:
+    """Return the processes whose title begins with one of `titles` and whose environment holds `mark`."""
     found = []
     for entry in Path("/proc").iterdir():
         with contextlib.suppress(OSError):
-            if entry.name.isdigit() and (entry / "cmdline").read_bytes().decode(errors="replace").startswith(title):
+            if entry.name.isdigit() and (entry / "cmdline").read_bytes().decode(errors="replace").startswith(titles):
                 if mark in (entry / "environ").read_bytes().decode(errors="replace"):
                     found.append(int(entry.name))
     return found
@@ -177,10 +222,10 @@ def carry_out(case: Case, command: Command, choice: random.Random, server: Serve
     pattern = case.milestone
     wait_for(lambda: next(command.folder.glob(pattern), None), process)
     if case.victim in ("part", "worker"):
-        title = PROCESSES.get((case.command, case.victim), "ray::PartActor")
-        if pids := wait_for(lambda: processes(title, command.mark), process):
+        titles = PROCESSES.get((case.command, case.victim), ("ray::PartActor",))
+        if pids := wait_for(lambda: processes(titles, command.mark), process):
             time.sleep(moment)
-            pids = processes(title, command.mark) or pids
+            pids = processes(titles, command.mark) or pids
             with contextlib.suppress(ProcessLookupError):
                 os.kill(choice.choice(pids), signal.SIGKILL)
                 case.killed = True
@@ -210,7 +255,7 @@ def carry_out(case: Case, command: Command, choice: random.Random, server: Serve
 def damaged(folder: Path) -> int:
     """Count files under a final name that cannot be read whole."""
     readers: list[tuple[str, Callable[[Path], Any]]] = [
-        ("checkpoints/part*.pt", load_checkpoint), ("search.pt", load_checkpoint),
+        ("checkpoints/**/part*.pt", load_checkpoint), ("search.pt", load_checkpoint),
         ("*.safetensors", load_weights), ("genotype.json", Genotype.load),
         ("records/*.json", lambda path: json.loads(path.read_text())),
         ("summary.json", lambda path: json.loads(path.read_text())),
@@ -220,6 +265,8 @@ def damaged(folder: Path) -> int:
         for path in folder.glob(pattern):
             try:
                 read(path)
+            except FileNotFoundError:
+                continue  # a search that outlives its command for a moment
             except ValueError:
                 count += 1
     return count
@@ -307,11 +354,16 @@ def main() -> None:
                 cluster = stack.enter_context(machines())
                 # The head has no processor to retrain with; all machines see this folder.
                 more = [f"ray.address={cluster[0]}", f"ray.storage_path={folder / 'train'}"]
+            trials = TrialEpochs(folder)
+            trials.start()
             start = time.perf_counter()
             carry_out(case, Command(name, folder, prices, f"tracking.uri={uri}", *more), choice, server, cluster)
             case.seconds = round(time.perf_counter() - start, 1)
             if "given up" not in case.notes:
                 compare(case, folder, references[name], uri)
+            trials.end()
+            if name == "collect":
+                case.epochs_repeated, case.trial_epochs_seen = trials.most_repeated, trials.num_seen
         cases.append(case)
         print(vars(case), flush=True)
         path = write_result("faults", summary(cases), seeds=[case.seed for case in cases], num_threads=1)

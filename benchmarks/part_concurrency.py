@@ -21,17 +21,10 @@ from pipeline.cluster import ray_session
 from pipeline.config import Config, load_config
 from pipeline.data.images import TRAINING_PHOTOGRAPHS, photographs
 from pipeline.data.part_data import CachedFeatures
+from pipeline.part_actors import PartActors, part_jobs
 from pipeline.part_search import search_part
 from pipeline.priors import NUM_PARTS, load_prior
-from pipeline.search import (
-    SearchInputs,
-    cost_models,
-    part_jobs,
-    part_targets,
-    prepare_inputs,
-    space_of,
-    start_part_actors,
-)
+from pipeline.search_inputs import SearchInputs, cost_models, part_targets, prepare_inputs, space_of
 
 
 def search_one(part_index: int, config: Config, inputs: SearchInputs) -> str:
@@ -82,7 +75,7 @@ def ray_actors(config: Config, inputs: SearchInputs) -> tuple[float, float, list
     with ray_session(config.ray), tempfile.TemporaryDirectory() as folder:
         space = space_of(config, 16)
         jobs = part_jobs(config, space, cost_models(config, space, None), checkpoint_folder=Path(folder))
-        actors = start_part_actors(config)
+        actors = PartActors(config)
         shared = ray.put(inputs)
         ray.get([actor.poll.remote() for actor in actors])
         ready = time.perf_counter()

@@ -30,7 +30,7 @@ from pipeline.config import load_config
 from pipeline.data.distilled import training_patches
 from pipeline.evaluate import evaluate_denoiser, mean_score
 from pipeline.run import Run, open_run
-from pipeline.search import cost_models, part_targets
+from pipeline.search_inputs import cost_models, part_targets
 from pipeline.training import Trainer
 from search_space import (
     ArchParameters,

@@ -29,13 +29,13 @@ from pipeline.priors import NUM_PARTS
 from pipeline.records import RECORD_SCHEMA_VERSION, Record, read_records, write_dataset, write_record
 from pipeline.run import Run
 from pipeline.sampling import CollectionSearcher, TrialJob
-from pipeline.search import SearchInputs, part_data, prepare_inputs
+from pipeline.search_inputs import SearchInputs, part_data, prepare_inputs
 from pipeline.settings import CollectConfig
 from pipeline.shared_supernet import train_shared_supernet
 from pipeline.trial import CollectionTrial, SharedData, trial_config
 from search_space import SearchSpace
 
-RECORDS_FOLDER, DATASET_FOLDER = "records", "dataset"
+RECORDS_FOLDER, DATASET_FOLDER, CHECKPOINTS_FOLDER = "records", "dataset", "checkpoints"
 _TRIAL_CPUS = 0.1  # of the process that assembles and scores; the parts' are `ray.cpus_per_part`
 _PROGRESS_EVERY = 25  # steps of the shared supernets
 _MAX_FAILURES = 2
@@ -62,6 +62,7 @@ def collect(run: Run, *, num_searched: int, num_random: int, on_record: OnRecord
     """
     claim_collection(run.folder, run.config)
     records = read_records(run.folder / RECORDS_FOLDER)
+    remove_checkpoints(run.folder, records)
     jobs = missing_jobs(records, num_searched=num_searched, num_random=num_random)
     if jobs:
         with Recorder(run, records, total=num_searched + num_random, on_record=on_record) as recorder:
@@ -125,6 +126,19 @@ def missing_jobs(records: Sequence[Record], *, num_searched: int, num_random: in
     return [job for _, job in wanted if (job.origin, job.index) not in done]
 
 
+def remove_checkpoints(folder: Path, records: Sequence[Record]) -> None:
+    """Remove what part searches of recorded architectures kept, also of settings that were not the recorded ones."""
+    done = {_name_of(record["key"]) for record in records}
+    for place in (folder / CHECKPOINTS_FOLDER).glob("*"):
+        if _name_of(place.name) in done:
+            shutil.rmtree(place, ignore_errors=True)  # a process may write there still: the next command's turn
+
+
+def _name_of(key: str) -> str:
+    """Return origin and index, without the hash of the settings."""
+    return key.rpartition("-")[0]
+
+
 class Recorder(tune.Callback):
     """Write records on the driver as trials send them; use it as a context manager, which starts and ends the queue."""
 
@@ -157,11 +171,15 @@ class Recorder(tune.Callback):
         """Write what has arrived."""
         self.drain()
 
+    def on_trial_recover(self, iteration: int, trials: list, trial: Any, **info: Any) -> None:
+        """Write what has arrived, and see whether the trial failed for what no other will be spared."""
+        self.drain()
+
     def drain(self) -> None:
         """Write every record in the queue.
 
         Raises:
-            OSError: a record cannot be written; also raised where the context ends.
+            OSError: a record or a checkpoint cannot be written; also raised where the context ends.
         """
         try:
             self._drain()
@@ -171,10 +189,14 @@ class Recorder(tune.Callback):
 
     def _drain(self) -> None:
         assert self.queue is not None
-        for record in self.queue.get_nowait_batch(self.queue.qsize()):
+        for sent in self.queue.get_nowait_batch(self.queue.qsize()):
+            if isinstance(sent, OSError):
+                raise sent
+            record: Record = sent
             if record["key"] in self._keys:  # a trial that died after sending was run again
                 continue
             write_record(self._run.folder / RECORDS_FOLDER, record)
+            remove_checkpoints(self._run.folder, [record])
             self._keys.add(record["key"])
             self._run.progress("collect", len(self._keys), self._total)
             if self._on_record is not None:
@@ -246,6 +268,8 @@ def prepare_shared(run: Run, queue: Any) -> SharedData:
         },
         op_sources=read_op_files(config.space.op_files),
         queue=queue,
+        checkpoints=(run.folder / CHECKPOINTS_FOLDER).absolute(),
+        home=ray.get_runtime_context().get_node_id(),
     )
 
 

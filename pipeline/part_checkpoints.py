@@ -1,35 +1,49 @@
-"""Checkpoints of part searches on nodes that may not share the driver's disk: they travel there and back.
+"""Checkpoints of part searches: all lie on the disk of the command's own node, their home.
 
-Called by `pipeline.search`. A part on the driver's own node writes into the run's folder itself.
+Called by `pipeline.search`, and by `pipeline.part_actors` where a part is searched. A part at home writes into the
+folder itself; those of other nodes, which may not share that disk, travel there and back.
 """
 
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import ray
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from pipeline.checkpoint import write_atomically
 
 if TYPE_CHECKING:
-    from pipeline.search import PartJob
+    from pipeline.part_actors import PartJob
 
 
 def with_checkpoint(job: "PartJob") -> "PartJob":
-    """Return the job with what its checkpoint holds, wherever it will run; called on the driver's node."""
-    if job.checkpoint_path is None or not Path(job.checkpoint_path).exists():
+    """Return the job with what its checkpoint holds, wherever it will run."""
+    if job.checkpoint_path is None:
         return job
-    return replace(job, checkpoint=Path(job.checkpoint_path).read_bytes())
+    return replace(job, checkpoint=_at_home(job, _content, job.checkpoint_path))
 
 
 def fetch_checkpoint(job: "PartJob", actor: Any) -> None:
-    """Write what an actor on another node has saved since the last call into the driver's file."""
+    """Write what an actor on another node has saved since the last call into the file at home."""
     content = ray.get(actor.take_checkpoint.remote())
     if content is not None and job.checkpoint_path is not None:
-        write_atomically(job.checkpoint_path, content)
+        _at_home(job, write_atomically, job.checkpoint_path, content)
+
+
+def _at_home(job: "PartJob", function: Callable, *arguments: Any) -> Any:
+    """Call a function on the home node of `job`, which is that of a run's driver, but not of every trial."""
+    if ray.get_runtime_context().get_node_id() == job.home:
+        return function(*arguments)
+    home = NodeAffinitySchedulingStrategy(job.home, soft=False)
+    return ray.get(ray.remote(function).options(num_cpus=0, scheduling_strategy=home).remote(*arguments))
+
+
+def _content(path: str) -> bytes:
+    return Path(path).read_bytes() if Path(path).exists() else b""
 
 
 @contextmanager
@@ -38,7 +52,7 @@ def checkpoint_file(job: "PartJob", *, is_home: bool) -> Iterator[Path | None]:
 
     Args:
         job: with what its checkpoint holds.
-        is_home: this is the driver's node.
+        is_home: this is its home node.
     """
     if job.checkpoint_path is None or is_home:
         yield None if job.checkpoint_path is None else Path(job.checkpoint_path)

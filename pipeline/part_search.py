@@ -1,7 +1,7 @@
 """Algorithm 1 for one part, in plain torch: no Ray, no MLflow.
 
-Called by `pipeline.search` inside Ray actors, and directly by tests and benchmarks. arXiv 2502.13359, Sections III-B to
-III-D.
+Called by `pipeline.part_actors` inside Ray actors, and directly by tests and benchmarks. arXiv 2502.13359, Sections
+III-B to III-D.
 """
 
 import math

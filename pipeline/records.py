@@ -54,9 +54,9 @@ ARCHITECTURE_COLUMNS = pa.schema(
         ("retrain_steps", pa.int64()),
         *((f"l_dp_part{part}", pa.float64()) for part in PARTS),  # of the last epoch on D_w; null for random
         *((f"entropy_{name}", pa.float64()) for name in LEVELS),  # mean over parts
-        ("search_seconds", pa.float64()),  # wall time of the three part searches
+        ("search_seconds", pa.float64()),  # wall time of the three part searches; since it went on, if it was killed
         ("score_seconds", pa.float64()),
-        ("cpu_seconds", pa.float64()),  # of part searches and scoring together
+        ("cpu_seconds", pa.float64()),  # of part searches and scoring together; likewise
         ("finished_at", pa.string()),  # ISO 8601, UTC
     ]
 )

@@ -61,13 +61,14 @@ def retrain(
 
     Raises:
         ValueError: this node is to train, since it has the run's folder, but has too few processors or GPUs.
-        RuntimeError: the training failed; the message names the cause.
+        FloatingPointError: more steps than `retrain.max_bad_steps` had no finite loss, or an epoch none with one.
+        RuntimeError: the training failed otherwise; the message names the cause.
     """
     resources = {"CPU": 1} | ({"GPU": 1} if config.device == "cuda" else {})
     place = None if config.ray.storage_path else _this_node(resources, config.retrain.num_workers)
     queue = driver_queue()
     trainer = ray.train.torch.TorchTrainer(
-        train_worker,
+        train_worker,  # type: ignore[arg-type]  # the checker sees the older class, whose functions return nothing
         train_loop_config={
             "config": config,
             "genotype": genotype.to_dict(),
@@ -81,7 +82,7 @@ def retrain(
             num_workers=config.retrain.num_workers,
             use_gpu=config.device == "cuda",
             resources_per_worker=resources,
-            label_selector=place,  # type: ignore[call-arg]  # the checker sees the older class
+            label_selector=place,  # type: ignore[call-arg]  # likewise
         ),
         run_config=ray.train.RunConfig(
             name=_run_name(config, genotype),
@@ -109,6 +110,8 @@ def retrain(
             wait([reader])
             queue.shutdown()
         reader.result()  # what went wrong there ends the run too
+    if (ended_early := result.return_value) is not None:  # type: ignore[attr-defined]  # likewise
+        raise FloatingPointError(f"retraining failed: {ended_early}")
     assert result.checkpoint is not None, "every epoch reports a checkpoint"
     with result.checkpoint.as_directory() as directory:
         state = load_checkpoint(Path(directory) / _STATE_FILE)
@@ -117,11 +120,14 @@ def retrain(
     return state["network"]
 
 
-def train_worker(settings: dict[str, Any]) -> None:
+def train_worker(settings: dict[str, Any]) -> str | None:
     """Train on one Ray Train worker, from the start or from the last checkpoint.
 
     Args:
         settings: what `retrain` puts together: configuration, genotype, references to images and weights.
+
+    Returns:
+        What made the training end early, where another try would end the same way: Ray Train tries whatever is raised.
     """
     config: Config = settings["config"]
     keep_freed_memory()
@@ -157,8 +163,8 @@ def train_worker(settings: dict[str, Any]) -> None:
     for epoch in range(len(history), config.retrain.num_epochs):
         try:
             metrics = trainer.run_epoch()
-        except FloatingPointError as error:
-            raise FloatingPointError(f"epoch {epoch + 1}: {error}; the last good checkpoint is epoch {epoch}") from None
+        except FloatingPointError as error:  # of every worker at the same step: gradients are shared before they count
+            return f"epoch {epoch + 1}: {error}; the last good checkpoint is epoch {epoch}"
         history.append((epoch + 1, metrics))
         generators = _gather_generators(trainer.generator.get_state(), num_workers)
         with tempfile.TemporaryDirectory() as directory:
@@ -172,6 +178,7 @@ def train_worker(settings: dict[str, Any]) -> None:
             # Ray keeps a report seconds after the call returned; what dies before would be repeated, two epochs even.
             ray.train.get_all_reported_checkpoints(consistency_mode=ray.train.CheckpointConsistencyMode.COMMITTED)
             settings["queue"].put((epoch + 1, metrics))
+    return None
 
 
 def _gather_generators(state: Tensor, num_workers: int) -> list[Tensor]:

@@ -34,6 +34,7 @@ from pipeline.evaluate import ImageScore, evaluate_denoiser, mean_score
 from pipeline.part_search import PartSearchResult
 from pipeline.pictures import ComparisonRow, comparison_figure
 from pipeline.priors import NUM_PARTS, Prior, load_prior
+from pipeline.search_inputs import cost_models, features_megabytes, prepare_inputs, search_key
 from search_space import (
     DenoisingNetwork,
     Genotype,
@@ -130,20 +131,20 @@ class Run:
 
     def search(self, table: LatencyTable | None) -> tuple[Genotype, tuple[PartSearchResult, ...]]:
         """Search the three parts concurrently; needs an initialised Ray. A finished search is read from disk."""
-        from pipeline import search as stage  # Ray takes a second to import
+        from pipeline.search import search  # Ray takes a second to import
 
-        key = stage.search_key(self.config)
+        key = search_key(self.config)
         if self.path("search.pt").exists():
             return self._load_search(key)
-        costs = stage.cost_models(self.config, self.space, None if table is None else table.__getitem__)
-        megabytes = stage.features_megabytes(self.config, self.space.num_channels)
+        costs = cost_models(self.config, self.space, None if table is None else table.__getitem__)
+        megabytes = features_megabytes(self.config, self.space.num_channels)
         if self.config.search.prior_features == "cached":
             if cluster_address(self.config.ray) is None and megabytes > 0.8 * self.config.ray.object_store_mb:
                 raise ValueError(
                     f"cached prior features need about {megabytes:.0f} MB, `ray.object_store_mb` is "
                     f"{self.config.ray.object_store_mb}; raise it, or set `search.prior_features` to live"
                 )
-        inputs = stage.prepare_inputs(
+        inputs = prepare_inputs(
             self.config,
             self.prior,
             self.training_images,
@@ -156,9 +157,7 @@ class Run:
             self.log({f"part{part_index}/{name}": value for name, value in metrics.items()}, epoch)
             self.progress("search three parts", sum(epochs_done), NUM_PARTS * self.config.search.num_epochs)
 
-        result = stage.search(
-            self.config, self.space, costs, inputs, checkpoint_folder=self.path("checkpoints"), log=log
-        )
+        result = search(self.config, self.space, costs, inputs, checkpoint_folder=self.path("checkpoints"), log=log)
         result.genotype.save(self.path("genotype.json"))
         save_checkpoint(
             self.path("search.pt"),
@@ -184,8 +183,6 @@ class Run:
         Raises:
             FileNotFoundError: there is none.
         """
-        from pipeline.search import search_key
-
         if not self.path("search.pt").exists():
             raise FileNotFoundError(f"{self.folder} holds no finished search; run `denoise-nas search` first")
         return self._load_search(search_key(self.config))

@@ -1,7 +1,8 @@
 """One trial of a collection: a complete search, or a random architecture, scored to a record.
 
 Run by Ray Tune inside the trial's placement group; its three part searches are actors of that group, kept and used
-again by the next trial. Everything that trials have in common comes once through the object store.
+again by the next trial. Everything that trials have in common comes once through the object store. What is killed goes
+on from the checkpoints of the part searches, which lie in the collection's folder until there is a record.
 """
 
 import datetime
@@ -9,6 +10,7 @@ import json
 import math
 import time
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -23,17 +25,12 @@ from pipeline.cluster import load_op_files
 from pipeline.config import Config
 from pipeline.data.patches import noisy_patches
 from pipeline.evaluate import evaluate_denoiser, mean_score
+from pipeline.part_actors import PartActors, part_jobs
 from pipeline.part_search import PartSearchResult
 from pipeline.priors import NUM_PARTS
 from pipeline.records import Record, cell_rows
-from pipeline.search import (
-    SearchInputs,
-    cost_models,
-    get_part,
-    part_jobs,
-    space_of,
-    start_part_actors,
-)
+from pipeline.search import search_parts
+from pipeline.search_inputs import SearchInputs, cost_models, space_of
 from pipeline.shared_supernet import inherited_network, load_supernets
 from pipeline.training import Trainer
 from search_space import (
@@ -64,7 +61,9 @@ class SharedData:
         training_images: for the short retraining.
         validation_images: crops that architectures are scored on.
         op_sources: operator files.
-        queue: where records go.
+        queue: where records go, and an `OSError` that no trial will be spared.
+        checkpoints: folder on the command's node with the part searches that have no record yet, each by its key.
+        home: Ray's id of the command's node.
     """
 
     config: Config
@@ -76,6 +75,8 @@ class SharedData:
     validation_images: dict[str, np.ndarray]
     op_sources: dict[str, str]
     queue: Any
+    checkpoints: Path
+    home: str
 
 
 class CollectionTrial(tune.Trainable):
@@ -90,7 +91,7 @@ class CollectionTrial(tune.Trainable):
         self.costs: dict[str, list[CostModel]] = {}
         group = ray.util.get_current_placement_group()
         assert group is not None, "a trial runs in a placement group"
-        self.actors = start_part_actors(
+        self.actors = PartActors(
             shared.config,
             [PlacementGroupSchedulingStrategy(group, placement_group_bundle_index=i + 1) for i in range(NUM_PARTS)],
         )
@@ -104,7 +105,7 @@ class CollectionTrial(tune.Trainable):
     def step(self) -> dict[str, Any]:
         """Make the architecture, score it and send its record to the driver."""
         origin, index = self.config["origin"], self.config["index"]
-        start_cpu = self._cpu_seconds()
+        start_cpu = time.process_time()
         if origin == "random":
             record, genotype, results = self._draw(index)
         else:
@@ -112,18 +113,17 @@ class CollectionTrial(tune.Trainable):
         start = time.perf_counter()
         record |= self._score(genotype, results, seed=record["seed"])
         record["score_seconds"] = round(time.perf_counter() - start, 3)
-        record["cpu_seconds"] = round(self._cpu_seconds() - start_cpu, 3)
+        record["cpu_seconds"] = round(record["cpu_seconds"] + time.process_time() - start_cpu, 3)
         record["finished_at"] = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
         self.shared.queue.put(record)
         return {"done": True, "proxy_psnr_db": record["proxy_psnr_db"], "predicted_ms": record["predicted_ms"]}
 
     def cleanup(self) -> None:
         """End the part actors."""
-        for actor in self.actors:
-            ray.kill(actor)
+        self.actors.end()
 
     def save_checkpoint(self, checkpoint_dir: str) -> None:
-        """Keep nothing: a trial lasts seconds and is repeated whole."""
+        """Keep nothing: the part searches do, and the rest of a trial lasts seconds."""
 
     def load_checkpoint(self, checkpoint: Any) -> None:
         """Do nothing, see `save_checkpoint`."""
@@ -132,21 +132,34 @@ class CollectionTrial(tune.Trainable):
         shared = self.shared
         config = trial_config(shared.config, index, settings)
         space = space_of(config, shared.space.num_channels)
+        key = f"searched-{index:05d}-{config.config_hash}"
+        jobs = part_jobs(
+            config, space, self._cost_models(config, space), checkpoint_folder=shared.checkpoints / key,
+            home=shared.home,
+        )  # fmt: skip
+        last: dict[int, dict[str, float]] = {}
+
+        def log(part_index: int, epoch: int, metrics: dict[str, float]) -> None:
+            last[part_index] = metrics
+
         start = time.perf_counter()
-        jobs = part_jobs(config, space, self._cost_models(config, space), checkpoint_folder=None)
-        initial = [shared.supernets] if config.collect.warm_start else []
-        runs = [actor.run.remote(job, shared.inputs, *initial) for actor, job in zip(self.actors, jobs, strict=True)]
-        results = tuple(get_part(run, part_index) for part_index, run in enumerate(runs))
+        try:
+            found = search_parts(
+                jobs, shared.inputs, self.actors, log=log,
+                initial_weights=shared.supernets if config.collect.warm_start else None,
+            )  # fmt: skip
+        except OSError as error:  # the disk is full: the next trial would find it so
+            shared.queue.put(error)
+            raise
         seconds = time.perf_counter() - start
-        genotype = Genotype.of(space, [result.part for result in results])
-        logs = [ray.get(actor.poll.remote()) for actor in self.actors]
+        genotype, results = found.genotype, found.parts
         entropies = {
             f"entropy_{name}": sum(result.entropies[name] for result in results) / NUM_PARTS
             for name in results[0].entropies
         }
         entropies = {name: value for name, value in entropies.items() if math.isfinite(value)}  # nothing to choose
         record = {
-            "key": f"searched-{index:05d}-{config.config_hash}",
+            "key": key,
             "origin": "searched",
             "index": index,
             "seed": config.seed,
@@ -157,7 +170,8 @@ class CollectionTrial(tune.Trainable):
             "candidate_ops": list(space.candidate_ops),
             "weights": "warm" if config.collect.warm_start else "independent",
             "search_seconds": round(seconds, 3),
-            **{f"l_dp_part{i}": rows[-1][1]["l_dp_weights"] for i, rows in enumerate(logs)},
+            "cpu_seconds": sum(ray.get([actor.cpu_seconds.remote() for actor in self.actors])),
+            **{f"l_dp_part{i}": last[i]["l_dp_weights"] for i in range(NUM_PARTS)},
             **entropies,
             "num_bad_steps": sum(result.num_bad_steps for result in results),
             "cells": cell_rows(
@@ -178,6 +192,7 @@ class CollectionTrial(tune.Trainable):
             "varied": "{}",
             "candidate_ops": list(shared.space.candidate_ops),
             "search_seconds": 0.0,
+            "cpu_seconds": 0.0,
             "cells": cell_rows(genotype, shared.space, None, size=shared.config.latency.image_size),
         }
         return record, genotype, None
@@ -234,9 +249,6 @@ class CollectionTrial(tune.Trainable):
         if key not in self.costs:
             self.costs[key] = cost_models(config, space, self.shared.table.__getitem__)
         return self.costs[key]
-
-    def _cpu_seconds(self) -> float:
-        return time.process_time() + sum(ray.get([actor.cpu_seconds.remote() for actor in self.actors]))
 
 
 def trial_config(config: Config, index: int, settings: dict[str, Any]) -> Config:

@@ -1,7 +1,7 @@
 """What a part search learns from: the prior's features, cached for a patch set or computed live.
 
-Made by `pipeline.search`, read by `pipeline.part_search`. Features before part 1 and 2 come from the prior's parts, so
-that every part can be searched on its own (Eq. 11 of arXiv 2502.13359).
+Made by `pipeline.search_inputs`, read by `pipeline.part_search`. Features before part 1 and 2 come from the prior's
+parts, so that every part can be searched on its own (Eq. 11 of arXiv 2502.13359).
 
 Legend: B batch, C channels, P patch size, N patches.
 """

@@ -27,7 +27,7 @@ from pipeline.experiments.searches import (
 from pipeline.figure_style import BLUE, GREEN, INK, VERMILION
 from pipeline.part_search import new_supernet, sampled_l_dp
 from pipeline.priors import load_prior
-from pipeline.search import part_data, space_of
+from pipeline.search_inputs import part_data, space_of
 from search_space import ESTIMATORS
 
 # Named after what is injected into the convolutions and skip, in the order in which the paper lists them.

@@ -13,7 +13,7 @@ from pipeline.experiments.experiment import CellJob, Claim, Experiment, Values, 
 from pipeline.experiments.networks import COST_COLUMNS, PSNR
 from pipeline.experiments.searches import ENTROPY, measure_searched, regardless_of_cost, retrain, search_network
 from pipeline.priors import NUM_PARTS, load_prior
-from pipeline.search import space_of
+from pipeline.search_inputs import space_of
 from search_space import LEVELS, ArchParameters, Genotype, derive, randomise_levels
 
 _RANDOM_LEVELS: dict[str, tuple[str, ...]] = {

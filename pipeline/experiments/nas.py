@@ -26,7 +26,7 @@ from pipeline.experiments.searches import (
 )
 from pipeline.peers import ClearerSpace, ClearerSupernet, HinasSpace, HinasSupernet, search_darts
 from pipeline.priors import load_prior
-from pipeline.search import patch_sources, space_of, split_training_images
+from pipeline.search_inputs import patch_sources, space_of, split_training_images
 from pipeline.training import Trainer
 from search_space import Genotype, build_network, sample_genotype
 

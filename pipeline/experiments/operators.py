@@ -29,7 +29,7 @@ from pipeline.experiments.searches import search_inputs
 from pipeline.figure_style import BLUE, GREEN, VERMILION
 from pipeline.losses import feature_distance
 from pipeline.priors import NUM_PARTS, Prior, load_prior
-from pipeline.search import part_data, space_of
+from pipeline.search_inputs import part_data, space_of
 from pipeline.shared_supernet import load_supernet, train_shared_supernet
 from search_space import CellPosition, MixedCell, PartSupernet
 from search_space.supernet import cell_key

@@ -20,7 +20,15 @@ from pipeline.experiments.searches import measure_searched, regardless_of_cost, 
 from pipeline.experiments.whole_search import CleanPatches, WholeSearch, WholeSupernet
 from pipeline.part_search import new_supernet, sampled_l_dp
 from pipeline.priors import NUM_PARTS, load_prior
-from pipeline.search import SearchInputs, cost_models, part_data, patch_sources, search, space_of, split_training_images
+from pipeline.search import search
+from pipeline.search_inputs import (
+    SearchInputs,
+    cost_models,
+    part_data,
+    patch_sources,
+    space_of,
+    split_training_images,
+)
 from search_space import Genotype, SearchSpace
 
 _NUM_DRAWS = 24  # architecture steps over which memory is averaged

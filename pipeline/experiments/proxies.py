@@ -26,7 +26,7 @@ from pipeline.experiments.searches import search_inputs
 from pipeline.figure_style import BLUE, GREY, VERMILION
 from pipeline.losses import feature_distance
 from pipeline.priors import NUM_PARTS, Prior, load_prior
-from pipeline.search import SearchInputs, space_of
+from pipeline.search_inputs import SearchInputs, space_of
 from pipeline.shared_supernet import inherited_network
 from pipeline.training import Trainer
 from search_space import (

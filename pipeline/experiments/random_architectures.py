@@ -17,7 +17,7 @@ from pipeline.checkpoint import load_checkpoint, save_checkpoint, write_atomical
 from pipeline.config import Config
 from pipeline.experiments.experiment import CellJob
 from pipeline.priors import NUM_PARTS
-from pipeline.search import SearchInputs, part_data
+from pipeline.search_inputs import SearchInputs, part_data
 from pipeline.shared_supernet import load_supernets, train_shared_supernet
 from search_space import (
     Genotype,

@@ -16,7 +16,7 @@ from pipeline.experiments.experiment import CellJob, Column, Values
 from pipeline.experiments.networks import time_network, train_and_score
 from pipeline.part_search import search_part
 from pipeline.priors import NUM_PARTS, Prior, load_prior
-from pipeline.search import SearchInputs, cost_models, part_data, prepare_inputs, search_key, space_of
+from pipeline.search_inputs import SearchInputs, cost_models, part_data, prepare_inputs, search_key, space_of
 from search_space import LEVELS, Genotype, build_network
 
 GENOTYPE_FILE = "genotype.json"

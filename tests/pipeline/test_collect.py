@@ -179,28 +179,6 @@ class TestCollection:
 
 @pytest.mark.ray
 @pytest.mark.slow
-def test_a_killed_collection_goes_on_and_repeats_nothing(tmp_path: Path) -> None:
-    folder = tmp_path / "killed"
-    arguments = [sys.executable, "-m", "pipeline.cli", *command(folder, "--num", "6")]
-    process = subprocess.Popen(arguments, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    records = folder / "records"
-    deadline = time.monotonic() + 120
-    while not (records.is_dir() and list(records.glob("*.json"))):
-        assert process.poll() is None and time.monotonic() < deadline
-        time.sleep(0.05)
-    os.kill(process.pid, signal.SIGKILL)
-    process.wait()
-    first = {path.name: path.read_text() for path in records.glob("*.json")}
-    assert 1 <= len(first)
-    assert main(command(folder, "--num", "6")) == 0
-    after = {path.name: path.read_text() for path in records.glob("*.json")}
-    assert len(after) == 6
-    assert {name: after[name] for name in first} == first
-    assert len({json.loads(text)["index"] for text in after.values()}) == 6
-
-
-@pytest.mark.ray
-@pytest.mark.slow
 def test_a_full_disk_ends_with_one_error_and_loses_nothing(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
 ) -> None:

@@ -1,4 +1,7 @@
-"""A search that loses a machine and a retraining that loses its worker, on a cluster of three in this process."""
+"""A retraining that loses its worker, a search and a collection that lose a machine, on a cluster of three.
+
+The head has no processor: trials and parts of a collection are all on other nodes than their command.
+"""
 
 import os
 import shutil
@@ -7,6 +10,7 @@ import tempfile
 import time
 import uuid
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -17,13 +21,16 @@ import ray  # noqa: TID251  # as the pipeline does
 import torch
 from ray.cluster_utils import Cluster  # noqa: TID251
 
-from pipeline import cluster
+from pipeline import cluster, part_actors, search_inputs
 from pipeline import search as stage
+from pipeline.checkpoint import load_checkpoint
+from pipeline.collect import collect
 from pipeline.config import load_config
 from pipeline.data.images import TRAINING_PHOTOGRAPHS, photographs
 from pipeline.data.patches import noisy_patches
 from pipeline.priors import load_prior
 from pipeline.retrain import retrain
+from pipeline.run import open_run
 from pipeline.training import Trainer
 from search_space import Genotype, SearchSpace, build_network, sample_genotype
 
@@ -41,6 +48,8 @@ def machines() -> Iterator[Cluster]:
         for name, value in (cluster._ENVIRONMENT | cluster._LOCAL_ENVIRONMENT).items():
             patch.setenv(name, value)
         patch.setenv(*MARK.split("="))
+        patch.setenv("RAY_TMPDIR", str(folder))  # where the cluster notes its address
+        (folder / "ray").mkdir()
         head = {"num_cpus": 0, "object_store_memory": MEMORY, "temp_dir": str(folder), "include_dashboard": False}
         machines = Cluster(initialize_head=True, head_node_args=head)
         for _ in range(2):
@@ -98,19 +107,19 @@ def test_a_search_whose_machine_is_gone_goes_on_at_another(
 ) -> None:
     config = load_config("tiny", ["search.cost=macs", "search.num_epochs=24"])
     prior = load_prior(config.prior.weights)
-    space = stage.space_of(config, prior.num_channels)
-    inputs = stage.prepare_inputs(config, prior, photographs(TRAINING_PHOTOGRAPHS))
+    space = search_inputs.space_of(config, prior.num_channels)
+    inputs = search_inputs.prepare_inputs(config, prior, photographs(TRAINING_PHOTOGRAPHS))
     actors: list[Any] = []
-    start = stage.start_part_actor
+    start = part_actors.start_part_actor
 
     def remembered(*arguments: Any, **options: Any) -> Any:
         actors.append(start(*arguments, **options))
         return actors[-1]
 
-    monkeypatch.setattr(stage, "start_part_actor", remembered)
+    monkeypatch.setattr(part_actors, "start_part_actor", remembered)
 
     def searched(name: str, log: Any = None) -> Genotype:
-        costs = stage.cost_models(config, space, None)
+        costs = search_inputs.cost_models(config, space, None)
         return stage.search(config, space, costs, inputs, checkpoint_folder=tmp_path / name, log=log).genotype
 
     lost: list[str] = []
@@ -128,3 +137,42 @@ def test_a_search_whose_machine_is_gone_goes_on_at_another(
     while sum(node["Alive"] for node in ray.nodes()) > 2 and time.monotonic() < deadline:
         time.sleep(0.2)
     assert interrupted == searched("undisturbed")
+
+
+def test_a_collection_whose_machine_is_gone_goes_on_at_another(machines: Cluster, tmp_path: Path) -> None:
+    machines.add_node(num_cpus=2, object_store_memory=MEMORY)  # the test before lost one
+
+    def collected(name: str) -> str:
+        config = load_config("tiny", ["search.num_epochs=40", "ray.cpus_per_part=0.3", "collect.shared_steps=6",
+                                      "collect.proxy_size=32", f"latency.table={tmp_path / 'prices.parquet'}",
+                                      f"collect.supernets={tmp_path / 'undisturbed'}",
+                                      f"output={tmp_path / name}"])  # fmt: skip
+        (record,) = collect(open_run(config), num_searched=1, num_random=0)
+        return record["genotype_id"]
+
+    def history() -> list[tuple[int, dict[str, float]]]:
+        found = list((tmp_path / "interrupted" / "checkpoints").glob("searched-00000-*/part1.pt"))
+        return load_checkpoint(found[0])["history"] if found else []
+
+    def more_than(num_epochs: int) -> list[tuple[int, dict[str, float]]]:
+        """Wait for that many in the checkpoint."""
+        deadline = time.monotonic() + 180
+        while len(epochs := history()) <= num_epochs:
+            assert time.monotonic() < deadline
+            time.sleep(0.02)
+        return epochs
+
+    def lose_the_machine_of_the_trial() -> bool:
+        more_than(1)
+        parent = int(Path(f"/proc/{processes('ray::PartActor')[0]}/stat").read_text().rpartition(") ")[2].split()[1])
+        (node,) = [n for n in machines.worker_nodes if n.all_processes["raylet"][0].process.pid == parent]
+        before = history()
+        machines.remove_node(node, allow_graceful=False)
+        return more_than(len(before))[: len(before)] == before
+
+    undisturbed = collected("undisturbed")
+    with ThreadPoolExecutor() as executor:
+        is_same_epoch = executor.submit(lose_the_machine_of_the_trial)
+        assert collected("interrupted") == undisturbed
+        assert is_same_epoch.result(), "no epoch that had arrived was made again"
+    assert list((tmp_path / "interrupted" / "checkpoints").iterdir()) == []

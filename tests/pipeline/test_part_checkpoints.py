@@ -4,8 +4,8 @@ from pathlib import Path
 
 from ops import OpSpec
 from pipeline.config import load_config
+from pipeline.part_actors import PartJob
 from pipeline.part_checkpoints import checkpoint_file
-from pipeline.search import PartJob
 from search_space import CostModel, SearchSpace
 
 

@@ -19,12 +19,13 @@ from pipeline import cluster
 from pipeline.cluster import load_op_files, ray_session, read_op_files
 from pipeline.config import Config, load_config
 from pipeline.data.patches import PatchSource
+from pipeline.part_actors import PartActors
 from pipeline.retrain import _generator_of, _run_name, retrain
-from pipeline.search import start_part_actors
 from pipeline.training import Trainer
 from search_space import Genotype, SearchSpace, build_network, sample_genotype
 
-# Convolves; where there is a file `armed`, its process waits in its second epoch for `broken`, and then fails.
+# Convolves; where there is a file `armed`, its process waits in its second epoch for `broken`, and then fails. Where
+# there is a file `poisoned`, its process says there that it began, and from its second epoch on makes NaN.
 FAILING_OPERATOR = """
 import time
 from pathlib import Path
@@ -38,6 +39,11 @@ STEPS = []  # 30 in an epoch: ten steps of three parts
 class Failing(SlimmableConv2d):
     def forward(self, x, out_channels=None):
         STEPS.append(1)
+        if (FOLDER / "poisoned").exists():
+            if len(STEPS) == 1:
+                with (FOLDER / "poisoned").open("a") as file:
+                    file.write("began ")
+            return super().forward(x, out_channels) * (float("nan") if len(STEPS) > 30 else 1)
         if len(STEPS) == 36 and (FOLDER / "armed").exists():
             end = time.monotonic() + 30
             while not (FOLDER / "broken").exists() and time.monotonic() < end:
@@ -126,20 +132,47 @@ def test_training_goes_on_with_other_numbers_of_workers(
     assert dict(epochs)[3] == pytest.approx(losses[2], rel=0.15)
 
 
+@pytest.mark.slow
+@pytest.mark.ray
+@pytest.mark.usefixtures("ray_local")
+@pytest.mark.parametrize("num_workers", [1, 2])
+def test_a_loss_that_is_not_a_number_is_not_tried_again(
+    num_workers: int, failing: Path, tmp_path: Path, images: list[np.ndarray]
+) -> None:
+    space = SearchSpace(num_channels=16, num_resolutions=1, num_layers=1, candidate_ops=("failing",))
+    genotype = sample_genotype(space, generator=torch.Generator().manual_seed(0))
+    config = tiny(failing, num_workers)
+    epochs: list[int] = []
+
+    def train() -> dict[str, torch.Tensor]:
+        return retrain(config, genotype, images, inherited=None, folder=tmp_path / "train",
+                       log=lambda epoch, metrics: epochs.append(epoch))  # fmt: skip
+
+    (tmp_path / "poisoned").touch()
+    assert config.ray.max_failures > 0 and config.retrain.max_bad_steps > 10
+    message = "epoch 2: no step of the epoch had a finite loss; lower .*; the last good checkpoint is epoch 1"
+    with pytest.raises(FloatingPointError, match=f"retraining failed: {message}"):
+        train()
+    assert (tmp_path / "poisoned").read_text().count("began") == num_workers, "the workers were started once"
+    assert epochs == [1]
+    (tmp_path / "poisoned").unlink()
+    assert all(tensor.isfinite().all() for tensor in train().values())
+    assert sorted(epochs[1:]) == [1, 2, 3], "the first is told again, the training went on after it"
+
+
 @pytest.mark.ray
 @pytest.mark.usefixtures("ray_local")
 def test_a_part_asks_for_its_share_of_a_gpu() -> None:
     config = load_config("tiny", ["ray.gpus_per_part=0.25", "ray.cpus_per_part=0.5"])
     with ray_session(config.ray):
-        actors = start_part_actors(config)
+        actors = PartActors(config)
         ray.get([actor.poll.remote() for actor in actors])
         for _ in range(100):  # what is free is told with a delay
             free = ray.available_resources()
             if (free["GPU"], free["CPU"]) == (0.25, 2.5):
                 break
             time.sleep(0.1)
-        for actor in actors:
-            ray.kill(actor)
+        actors.end()
     assert (free["GPU"], free["CPU"]) == (0.25, 2.5)
 
 

@@ -24,10 +24,11 @@ import pytest
 import ray
 import torch
 from PIL import Image
+from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
 from latency import LatencyTable
 from ops import registry
-from pipeline import cluster
+from pipeline import cluster, part_actors, search_inputs
 from pipeline import search as stage
 from pipeline.checkpoint import load_checkpoint, load_weights
 from pipeline.cli import main
@@ -268,10 +269,10 @@ def test_a_part_on_another_disk_sends_its_checkpoint_and_goes_on_from_the_one_it
 ) -> None:
     config = load_config(str(finished / "config.yaml"))
     run = open_run(config)
-    costs = stage.cost_models(config, run.space, run.latency_table().__getitem__)
-    shared = ray.put(stage.prepare_inputs(config, run.prior, run.training_images))
-    job = replace(stage.part_jobs(config, run.space, costs, checkpoint_folder=tmp_path)[1], home="another node")
-    actor = stage.start_part_actor(config, 1)
+    costs = search_inputs.cost_models(config, run.space, run.latency_table().__getitem__)
+    shared = ray.put(search_inputs.prepare_inputs(config, run.prior, run.training_images))
+    job = replace(part_actors.part_jobs(config, run.space, costs, checkpoint_folder=tmp_path)[1], home="another node")
+    actor = part_actors.start_part_actor(config, 1)
     new = ray.get(actor.run.remote(job, shared))
     content = ray.get(actor.take_checkpoint.remote())
     assert list(tmp_path.iterdir()) == [] and ray.get(actor.take_checkpoint.remote()) is None
@@ -370,10 +371,10 @@ def searched(folder: Path, *settings: str, log: Any = None) -> stage.SearchResul
     """Search with multiply-adds as costs, which need no prices; checkpoints lie in `folder`."""
     config = load_config("tiny", ["search.cost=macs", "search.num_epochs=12", *settings])
     prior = load_prior(config.prior.weights)
-    space = stage.space_of(config, prior.num_channels)
-    inputs = stage.prepare_inputs(config, prior, photographs(TRAINING_PHOTOGRAPHS))
+    space = search_inputs.space_of(config, prior.num_channels)
+    inputs = search_inputs.prepare_inputs(config, prior, photographs(TRAINING_PHOTOGRAPHS))
     return stage.search(
-        config, space, stage.cost_models(config, space, None), inputs, checkpoint_folder=folder, log=log
+        config, space, search_inputs.cost_models(config, space, None), inputs, checkpoint_folder=folder, log=log
     )
 
 
@@ -381,18 +382,18 @@ def searched(folder: Path, *settings: str, log: Any = None) -> stage.SearchResul
 def actors(monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, Any]]:
     """Part index and handle of every process that a search starts, in that order."""
     started: list[tuple[int, Any]] = []
-    start = stage.start_part_actor
+    start = part_actors.start_part_actor
 
     def remembered(config: Any, part_index: int, **options: Any) -> Any:
         started.append((part_index, start(config, part_index, **options)))
         return started[-1][1]
 
-    monkeypatch.setattr(stage, "start_part_actor", remembered)
+    monkeypatch.setattr(part_actors, "start_part_actor", remembered)
     return started
 
 
 def kill_process_of(actor: Any) -> None:
-    os.kill(stage.ray.get(actor.__ray_call__.remote(lambda _: os.getpid())), signal.SIGKILL)
+    os.kill(ray.get(actor.__ray_call__.remote(lambda _: os.getpid())), signal.SIGKILL)
 
 
 def test_a_part_whose_process_is_killed_goes_on_in_another(
@@ -433,7 +434,7 @@ def test_parts_that_find_no_place_wait_for_others_to_end(
 def test_a_part_whose_processes_keep_dying_ends_the_search(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    start = stage.start_part_actor
+    start = part_actors.start_part_actor
 
     def doomed(config: Any, part_index: int, **options: Any) -> Any:
         actor = start(config, part_index, **options)
@@ -441,20 +442,41 @@ def test_a_part_whose_processes_keep_dying_ends_the_search(
             kill_process_of(actor)
         return actor
 
-    monkeypatch.setattr(stage, "start_part_actor", doomed)
-    with pytest.raises(stage.PartDiedError, match="the process that searched part 2 died; the same command goes on"):
+    monkeypatch.setattr(part_actors, "start_part_actor", doomed)
+    with pytest.raises(
+        part_actors.PartDiedError, match="the process that searched part 2 died; the same command goes on"
+    ):
         searched(tmp_path, "ray.max_failures=1")
     assert caplog.text.count("started again (1 of 1)") == 1
+
+
+def test_reserved_places_that_others_hold_are_given_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(stage, "_RESERVED_SECONDS", 0.0)
+    config = load_config("tiny", ["search.cost=macs", "ray.cpus_per_part=0.1", "ray.max_failures=1"])
+    space = search_inputs.space_of(config, 16)
+    jobs = part_actors.part_jobs(
+        config, space, search_inputs.cost_models(config, space, None), checkpoint_folder=tmp_path
+    )
+    group = ray.util.placement_group([{"CPU": 0.1}] * 3)
+    places = [PlacementGroupSchedulingStrategy(group, placement_group_bundle_index=index) for index in range(3)]
+    holding = part_actors.PartActors(config, places)
+    ray.get([actor.poll.remote() for actor in holding])
+    waiting = part_actors.PartActors(config, places)
+    with pytest.raises(part_actors.PartDiedError):
+        stage.search_parts(jobs, ray.put("no inputs are needed"), waiting)
+    waiting.end()
+    holding.end()
+    ray.util.remove_placement_group(group)
 
 
 @pytest.mark.parametrize(
     ("error", "message"),
     [
         (
-            stage.ray.exceptions.ObjectStoreFullError("no room"),
+            ray.exceptions.ObjectStoreFullError("no room"),
             "object store or the disk under it is full: raise `ray.obj",
         ),
-        (stage.ray.exceptions.NodeDiedError("node 3"), "Ray lost a process: node 3; the same command goes on"),
+        (ray.exceptions.NodeDiedError("node 3"), "Ray lost a process: node 3; the same command goes on"),
     ],
 )
 def test_what_ray_runs_out_of_is_named(error: Exception, message: str) -> None:

@@ -5,7 +5,7 @@ import pytest
 
 from ops import OpSpec
 from pipeline.config import Config, load_config
-from pipeline.search import cost_models, features_megabytes, part_targets, prepare_inputs, search_key, space_of
+from pipeline.search_inputs import cost_models, features_megabytes, part_targets, prepare_inputs, search_key, space_of
 from search_space import SearchSpace
 
 

@@ -13,7 +13,7 @@ from pipeline.evaluate import evaluate_denoiser, mean_score
 from pipeline.experiments import CellJob, load_experiment
 from pipeline.experiments.cells import FILES_FOLDER, cell_name
 from pipeline.experiments.denoisers import CROP_FILE, _crops, _spread, front
-from pipeline.search import space_of
+from pipeline.search_inputs import space_of
 from search_space import space_op_specs
 
 SMALL = (

@@ -13,7 +13,7 @@ from pipeline.experiments.proxies import PROXIES, TARGETS, advantage, agreement,
 from pipeline.experiments.random_architectures import shared_architectures
 from pipeline.experiments.searches import search_inputs
 from pipeline.priors import load_prior
-from pipeline.search import space_of
+from pipeline.search_inputs import space_of
 from search_space import space_op_specs
 
 SMALL = (

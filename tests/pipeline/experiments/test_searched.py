@@ -16,7 +16,7 @@ from pipeline.experiments.estimators import is_searched, step_memory
 from pipeline.experiments.searches import GENOTYPE_FILE, search_inputs
 from pipeline.experiments.whole_search import CleanPatches, WholeSearch, WholeSupernet
 from pipeline.priors import load_prior
-from pipeline.search import patch_sources, space_of
+from pipeline.search_inputs import patch_sources, space_of
 from search_space import Genotype, PartSupernet, SearchSpace, space_op_specs
 
 SMALL = ("search.num_epochs=2", "search.num_patches=8", "retrain.num_epochs=1", "retrain.steps_per_epoch=2")

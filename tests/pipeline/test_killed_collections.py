@@ -1,0 +1,153 @@
+"""Collections whose processes are killed: every search goes on from its last epoch, and finds what it would have."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+import uuid
+from collections.abc import Callable
+from contextlib import suppress
+from pathlib import Path
+
+import pytest
+
+from pipeline.checkpoint import load_checkpoint
+from pipeline.cli import main
+from pipeline.collect import CHECKPOINTS_FOLDER, remove_checkpoints
+from pipeline.records import read_records
+
+NUM_EPOCHS = 40  # enough that a search can be killed in the middle of it
+NUM_SEARCHED = 2
+PART = ("ray::PartActor",)
+TRIAL = ("ray::ResourceTrainable", "ray::CollectionTrial")  # while it works, and while it waits
+DRIVER = ("driver",)
+
+
+def command(folder: Path, shared: Path) -> list[str]:
+    """Return the command for two architectures, with prices and supernets from `shared`."""
+    return [
+        "collect", "--config", "tiny", "--output", str(folder), "--num", str(NUM_SEARCHED), "ray.cpus_per_part=0.3",
+        "collect.shared_steps=6", "collect.proxy_size=32", f"collect.supernets={shared}",
+        f"latency.table={shared / 'prices.parquet'}", f"search.num_epochs={NUM_EPOCHS}",
+    ]  # fmt: skip
+
+
+def found_in(folder: Path) -> dict[str, str]:
+    return {record["key"]: record["genotype_id"] for record in read_records(folder / "records")}
+
+
+class Epochs:
+    """Epochs that lie in checkpoints of a collection, looked at again and again.
+
+    Attributes:
+        seen: seconds of each, by checkpoint and number.
+        repeated: those that were there, and were made again.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder / CHECKPOINTS_FOLDER
+        self.seen: dict[tuple[str, int], float] = {}
+        self.repeated: set[tuple[str, int]] = set()
+
+    def look(self) -> int:
+        """Look once; return how many are known."""
+        for path in self._folder.glob("*/part*.pt"):
+            with suppress(FileNotFoundError):  # its record was written meanwhile
+                for epoch, metrics in load_checkpoint(path)["history"]:
+                    entry = (f"{path.parent.name}/{path.name}", epoch)
+                    if self.seen.setdefault(entry, metrics["seconds"]) != metrics["seconds"]:
+                        self.repeated.add(entry)
+        return len(self.seen)
+
+
+def processes(titles: tuple[str, ...], mark: str) -> list[int]:
+    """Return the processes whose title begins with one of `titles` and whose environment holds `mark`."""
+    found = []
+    for entry in Path("/proc").iterdir():
+        with suppress(OSError):
+            if entry.name.isdigit() and (entry / "cmdline").read_bytes().decode(errors="replace").startswith(titles):
+                if mark.encode() in (entry / "environ").read_bytes():
+                    found.append(int(entry.name))
+    return found
+
+
+def wait_until(condition: Callable[[], object], *, seconds: float = 180) -> None:
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return the folder of a collection that nothing happened to."""
+    folder = tmp_path_factory.mktemp("collections") / "undisturbed"
+    assert main(command(folder, folder)) == 0
+    return folder
+
+
+@pytest.mark.ray
+@pytest.mark.slow
+@pytest.mark.skipif(not Path("/proc").is_dir(), reason="finds processes in /proc")
+@pytest.mark.parametrize("victim", [PART, TRIAL, DRIVER], ids=["part", "trial", "driver"])
+def test_a_killed_collection_goes_on_and_repeats_no_finished_epoch(
+    victim: tuple[str, ...], undisturbed: Path, tmp_path: Path
+) -> None:
+    folder, mark = tmp_path / "killed", f"DENOISE_NAS_TEST={uuid.uuid4()}"
+    environment = os.environ | {"OMP_NUM_THREADS": "1"} | dict([mark.split("=")])  # rounds as this process does
+    driver = subprocess.Popen(
+        [sys.executable, "-m", "pipeline.cli", *command(folder, undisturbed)],
+        env=environment, cwd=Path(__file__).parents[2], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
+    )  # fmt: skip
+    try:
+        epochs = Epochs(folder)
+        wait_until(lambda: epochs.look() >= 6 or driver.poll() is not None)
+        trials, parts = (set(processes(titles, mark)) for titles in (TRIAL, PART))
+        assert read_records(folder / "records") == []
+        killed = {DRIVER: driver.pid, PART: min(parts), TRIAL: min(trials)}[victim]
+        os.kill(killed, signal.SIGKILL)
+        alive = trials
+        while driver.poll() is None:
+            epochs.look()
+            now = set(processes(TRIAL, mark))
+            if not list((folder / "records").glob("searched-00000-*")):
+                alive = now
+            time.sleep(0.02)
+        assert (min(trials) in alive) == (victim == PART) or victim == DRIVER, "a trial outlives its parts"
+        assert (driver.wait() == 0) == (victim != DRIVER)
+    finally:
+        driver.kill()
+        driver.wait()
+    wait_until(lambda: not processes(("",), mark))  # searches of a killed driver may go on for a moment
+    epochs.look()
+    assert main(command(folder, undisturbed)) == 0
+    assert found_in(folder) == found_in(undisturbed) and len(found_in(folder)) == NUM_SEARCHED
+    assert max(epoch for _, epoch in epochs.seen) > 2 and epochs.repeated == set()
+    assert list((folder / CHECKPOINTS_FOLDER).iterdir()) == []
+
+
+@pytest.mark.ray
+@pytest.mark.slow
+def test_checkpoints_that_cannot_be_written_end_the_collection_at_once(
+    undisturbed: Path, tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    folder = tmp_path / "blocked"
+    folder.mkdir()
+    (folder / CHECKPOINTS_FOLDER).write_text("no folder")
+    assert main(command(folder, undisturbed)) == 2
+    error = capsys.readouterr().err.splitlines()[-1]
+    assert error.startswith("denoise-nas: error: the search of part ") and "the same command goes on" in error
+    assert f"'{folder / CHECKPOINTS_FOLDER}/searched-0000" in error
+    (folder / CHECKPOINTS_FOLDER).unlink()
+    assert main(command(folder, undisturbed)) == 0
+    assert found_in(folder) == found_in(undisturbed)
+
+
+def test_what_recorded_searches_left_is_removed(tmp_path: Path) -> None:
+    names = ["searched-00000-0123456789ab", "searched-00000-ba9876543210", "searched-00001-0123456789ab"]
+    for name in names:
+        (tmp_path / CHECKPOINTS_FOLDER / name).mkdir(parents=True)
+        (tmp_path / CHECKPOINTS_FOLDER / name / "part0.pt").touch()
+    remove_checkpoints(tmp_path, [{"key": "searched-00000-0123456789ab"}, {"key": "random-00001-0123456789ab"}])
+    assert {path.name for path in (tmp_path / CHECKPOINTS_FOLDER).iterdir()} == {names[2]}
