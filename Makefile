@@ -1,10 +1,11 @@
 # `make run`: set up and carry out the whole method once. `make test`: set up and pass the tests. `make lint`: style.
-# `make test-cluster`: minutes of a real cluster of three hosts on this machine. `make audit`: known vulnerabilities.
+# `make test-faults`: minutes of killed collections. `make test-cluster`: minutes of a real cluster of three hosts on this
+# machine. `make audit`: known vulnerabilities.
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: run test test-cluster lint audit setup clean
+.PHONY: run test test-faults test-cluster lint audit setup clean
 
 run: setup
 	$(BIN)/denoise-nas run --config quick
@@ -12,8 +13,11 @@ run: setup
 test: setup
 	$(BIN)/pytest
 
+test-faults: setup
+	$(BIN)/pytest -m faults -n 0
+
 test-cluster: setup
-	$(BIN)/pytest -m cluster -rs tests/cluster
+	$(BIN)/pytest -m cluster -n 0 -rs tests/cluster
 
 lint: setup
 	$(BIN)/ruff format --check .

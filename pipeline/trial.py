@@ -83,18 +83,13 @@ class CollectionTrial(tune.Trainable):
     """Ray Tune's view of a trial: `step` makes one record, `reset_config` readies it for the next one."""
 
     def setup(self, config: dict[str, Any], shared: SharedData) -> None:  # type: ignore[override]
-        """Start the part actors in the bundles of this trial's placement group."""
+        """Take what trials share; the part actors start with the first search, random architectures need none."""
         keep_freed_memory()
         load_op_files(shared.op_sources)
         torch.set_num_threads(1)
         self.shared = shared
         self.costs: dict[str, list[CostModel]] = {}
-        group = ray.util.get_current_placement_group()
-        assert group is not None, "a trial runs in a placement group"
-        self.actors = PartActors(
-            shared.config,
-            [PlacementGroupSchedulingStrategy(group, placement_group_bundle_index=i + 1) for i in range(NUM_PARTS)],
-        )
+        self.actors: PartActors | None = None
         self.supernets = load_supernets(shared.space, ray.get(shared.supernets))
 
     def reset_config(self, new_config: dict[str, Any]) -> bool:
@@ -120,13 +115,21 @@ class CollectionTrial(tune.Trainable):
 
     def cleanup(self) -> None:
         """End the part actors."""
-        self.actors.end()
+        if self.actors is not None:
+            self.actors.end()
 
     def save_checkpoint(self, checkpoint_dir: str) -> None:
         """Keep nothing: the part searches do, and the rest of a trial lasts seconds."""
 
     def load_checkpoint(self, checkpoint: Any) -> None:
         """Do nothing, see `save_checkpoint`."""
+
+    def _start_actors(self) -> PartActors:
+        """Start the part actors in the bundles of this trial's placement group."""
+        group = ray.util.get_current_placement_group()
+        assert group is not None, "a trial runs in a placement group"
+        places = [PlacementGroupSchedulingStrategy(group, placement_group_bundle_index=i + 1) for i in range(NUM_PARTS)]
+        return PartActors(self.shared.config, places)
 
     def _search(self, index: int, settings: dict[str, Any]) -> tuple[Record, Genotype, tuple[PartSearchResult, ...]]:
         shared = self.shared
@@ -143,9 +146,10 @@ class CollectionTrial(tune.Trainable):
             last[part_index] = metrics
 
         start = time.perf_counter()
+        actors = self.actors = self.actors or self._start_actors()
         try:
             found = search_parts(
-                jobs, shared.inputs, self.actors, log=log,
+                jobs, shared.inputs, actors, log=log,
                 initial_weights=shared.supernets if config.collect.warm_start else None,
             )  # fmt: skip
         except OSError as error:  # the disk is full: the next trial would find it so
@@ -170,7 +174,7 @@ class CollectionTrial(tune.Trainable):
             "candidate_ops": list(space.candidate_ops),
             "weights": "warm" if config.collect.warm_start else "independent",
             "search_seconds": round(seconds, 3),
-            "cpu_seconds": sum(ray.get([actor.cpu_seconds.remote() for actor in self.actors])),
+            "cpu_seconds": sum(ray.get([actor.cpu_seconds.remote() for actor in actors])),
             **{f"l_dp_part{i}": last[i]["l_dp_weights"] for i in range(NUM_PARTS)},
             **entropies,
             "num_bad_steps": sum(result.num_bad_steps for result in results),

@@ -12,13 +12,19 @@ settings.register_profile("thousands", settings.get_profile("few"), max_examples
 settings.load_profile("few")
 
 
-@pytest.fixture(autouse=True)
-def one_thread() -> Iterator[None]:
-    """Networks this small are slower on several threads, much slower beside another busy process."""
-    num_threads = torch.get_num_threads()
+@pytest.fixture(scope="session", autouse=True)
+def one_thread() -> None:
+    """Networks this small are slower on several threads, much slower beside another busy process.
+
+    For fixtures of a whole module too: sums round in another order on two threads, and would not be equal in a test.
+    """
     torch.set_num_threads(1)
+
+
+@pytest.fixture(autouse=True)
+def one_thread_again(one_thread: None) -> Iterator[None]:
     yield
-    torch.set_num_threads(num_threads)
+    torch.set_num_threads(1)
 
 
 @pytest.fixture

@@ -15,7 +15,7 @@ from PIL import Image
 from pipeline import part_actors
 from pipeline.cli import main
 
-pytestmark = [pytest.mark.slow, pytest.mark.ray]
+pytestmark = [pytest.mark.faults, pytest.mark.ray]
 
 MORE = 100 * 2**20  # bytes that a limited process may still take
 

@@ -139,6 +139,7 @@ def test_a_search_whose_machine_is_gone_goes_on_at_another(
     assert interrupted == searched("undisturbed")
 
 
+@pytest.mark.faults
 def test_a_collection_whose_machine_is_gone_goes_on_at_another(machines: Cluster, tmp_path: Path) -> None:
     machines.add_node(num_cpus=2, object_store_memory=MEMORY)  # the test before lost one
 
