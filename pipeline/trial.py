@@ -146,10 +146,11 @@ class CollectionTrial(tune.Trainable):
             last[part_index] = metrics
 
         start = time.perf_counter()
-        actors = self.actors = self.actors or self._start_actors()
+        if self.actors is None:
+            self.actors = self._start_actors()
         try:
             found = search_parts(
-                jobs, shared.inputs, actors, log=log,
+                jobs, shared.inputs, self.actors, log=log,
                 initial_weights=shared.supernets if config.collect.warm_start else None,
             )  # fmt: skip
         except OSError as error:  # the disk is full: the next trial would find it so
@@ -174,7 +175,7 @@ class CollectionTrial(tune.Trainable):
             "candidate_ops": list(space.candidate_ops),
             "weights": "warm" if config.collect.warm_start else "independent",
             "search_seconds": round(seconds, 3),
-            "cpu_seconds": sum(ray.get([actor.cpu_seconds.remote() for actor in actors])),
+            "cpu_seconds": sum(ray.get([actor.cpu_seconds.remote() for actor in self.actors])),
             **{f"l_dp_part{i}": last[i]["l_dp_weights"] for i in range(NUM_PARTS)},
             **entropies,
             "num_bad_steps": sum(result.num_bad_steps for result in results),

@@ -1,5 +1,9 @@
 """What the pipeline's tests share: photograph-like images, a tiny space, cached features of an invented prior."""
 
+from collections.abc import Callable
+from contextlib import suppress
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
@@ -81,3 +85,19 @@ def patch_set(quick_prior: ConvolutionPrior, source: PatchSource) -> PatchSet:
         batch_size=8,
         generator=torch.Generator().manual_seed(0),
     )
+
+
+@pytest.fixture(scope="session")
+def processes() -> Callable[[tuple[str, ...], str], list[int]]:
+    """Find the processes whose title begins with one of `titles` and whose environment holds `mark`."""
+
+    def find(titles: tuple[str, ...], mark: str) -> list[int]:
+        found = []
+        for entry in Path("/proc").iterdir():
+            with suppress(OSError):
+                title = (entry / "cmdline").read_bytes().decode(errors="replace") if entry.name.isdigit() else ""
+                if title.startswith(titles) and mark.encode() in (entry / "environ").read_bytes():
+                    found.append(int(entry.name))
+        return found
+
+    return find

@@ -59,17 +59,6 @@ class Epochs:
         return len(self.seen)
 
 
-def processes(titles: tuple[str, ...], mark: str) -> list[int]:
-    """Return the processes whose title begins with one of `titles` and whose environment holds `mark`."""
-    found = []
-    for entry in Path("/proc").iterdir():
-        with suppress(OSError):
-            if entry.name.isdigit() and (entry / "cmdline").read_bytes().decode(errors="replace").startswith(titles):
-                if mark.encode() in (entry / "environ").read_bytes():
-                    found.append(int(entry.name))
-    return found
-
-
 def wait_until(condition: Callable[[], object], *, seconds: float = 180) -> None:
     deadline = time.monotonic() + seconds
     while not condition():
@@ -88,7 +77,9 @@ def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.mark.ray
 @pytest.mark.faults
 @pytest.mark.skipif(not Path("/proc").is_dir(), reason="finds processes in /proc")
-def test_a_killed_collection_goes_on_and_repeats_no_finished_epoch(undisturbed: Path, tmp_path: Path) -> None:
+def test_a_killed_collection_goes_on_and_repeats_no_finished_epoch(
+    undisturbed: Path, tmp_path: Path, processes: Callable[[tuple[str, ...], str], list[int]]
+) -> None:
     """Kill a part, then its trial, then the command, each when epochs were finished since the last kill."""
     folder, mark = tmp_path / "killed", f"DENOISE_NAS_TEST={uuid.uuid4()}"
     environment = os.environ | {"OMP_NUM_THREADS": "1"} | dict([mark.split("=")])  # rounds as this process does
@@ -140,6 +131,9 @@ def test_checkpoints_that_cannot_be_written_end_the_collection_at_once(
     error = capsys.readouterr().err.splitlines()[-1]
     assert error.startswith("denoise-nas: error: the search of part ") and "the same command goes on" in error
     assert f"'{folder / CHECKPOINTS_FOLDER}/searched-0000" in error
+    (folder / CHECKPOINTS_FOLDER).unlink()
+    assert main(command(folder, undisturbed)) == 0
+    assert found_in(folder) == found_in(undisturbed)
 
 
 def test_what_recorded_searches_left_is_removed(tmp_path: Path) -> None:

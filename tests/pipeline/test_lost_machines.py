@@ -9,9 +9,8 @@ import signal
 import tempfile
 import time
 import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -61,19 +60,8 @@ def machines() -> Iterator[Cluster]:
     shutil.rmtree(folder, ignore_errors=True)
 
 
-def processes(title: str) -> list[int]:
-    """Return the processes of this cluster with that title."""
-    found = []
-    for entry in Path("/proc").iterdir():
-        with suppress(OSError):
-            if entry.name.isdigit() and (entry / "cmdline").read_bytes().decode(errors="replace").startswith(title):
-                if MARK.encode() in (entry / "environ").read_bytes():
-                    found.append(int(entry.name))
-    return found
-
-
 def test_a_retraining_whose_worker_is_killed_repeats_no_finished_epoch(
-    machines: Cluster, tmp_path: Path, images: list[np.ndarray]
+    machines: Cluster, tmp_path: Path, images: list[np.ndarray], processes: Callable[[tuple[str, ...], str], list[int]]
 ) -> None:
     config = load_config("tiny", ["retrain.num_epochs=8", "retrain.steps_per_epoch=6", "retrain.distill_share=0",
                                   "retrain.start=scratch", f"ray.storage_path={tmp_path / 'shared'}"])  # fmt: skip
@@ -85,7 +73,7 @@ def test_a_retraining_whose_worker_is_killed_repeats_no_finished_epoch(
     def log(epoch: int, metrics: dict[str, float]) -> None:
         losses.setdefault(epoch, []).append(metrics["loss"])
         if epoch == 2 and not killed:
-            killed.extend(processes("ray::RayTrainWorker"))
+            killed.extend(processes(("ray::RayTrainWorker",), MARK))
             for pid in killed:
                 os.kill(pid, signal.SIGKILL)
 
@@ -140,7 +128,9 @@ def test_a_search_whose_machine_is_gone_goes_on_at_another(
 
 
 @pytest.mark.faults
-def test_a_collection_whose_machine_is_gone_goes_on_at_another(machines: Cluster, tmp_path: Path) -> None:
+def test_a_collection_whose_machine_is_gone_goes_on_at_another(
+    machines: Cluster, tmp_path: Path, processes: Callable[[tuple[str, ...], str], list[int]]
+) -> None:
     machines.add_node(num_cpus=2, object_store_memory=MEMORY)  # the test before lost one
 
     def collected(name: str) -> str:
@@ -165,7 +155,8 @@ def test_a_collection_whose_machine_is_gone_goes_on_at_another(machines: Cluster
 
     def lose_the_machine_of_the_trial() -> bool:
         more_than(1)
-        parent = int(Path(f"/proc/{processes('ray::PartActor')[0]}/stat").read_text().rpartition(") ")[2].split()[1])
+        (part, *_) = processes(("ray::PartActor",), MARK)
+        parent = int(Path(f"/proc/{part}/stat").read_text().rpartition(") ")[2].split()[1])
         (node,) = [n for n in machines.worker_nodes if n.all_processes["raylet"][0].process.pid == parent]
         before = history()
         machines.remove_node(node, allow_graceful=False)

@@ -93,10 +93,15 @@ def tiny(op_file: Path, num_workers: int) -> Config:
 @pytest.mark.slow
 @pytest.mark.ray
 @pytest.mark.usefixtures("ray_local")
+@pytest.mark.parametrize("failing_workers", [(1,), pytest.param((2, 1), marks=pytest.mark.faults)])
 def test_training_goes_on_with_other_numbers_of_workers(
-    failing: Path, tmp_path: Path, images: list[np.ndarray], monkeypatch: pytest.MonkeyPatch
+    failing_workers: tuple[int, ...],
+    failing: Path,
+    tmp_path: Path,
+    images: list[np.ndarray],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """One worker fails in the second epoch, two end it; the loss is that of an undisturbed one."""
+    """Some workers fail, the first in the second epoch, two end it; the loss is that of an undisturbed one."""
     space = SearchSpace(num_channels=16, num_resolutions=1, num_layers=1, candidate_ops=("failing",))
     genotype = sample_genotype(space, generator=torch.Generator().manual_seed(0))
     monkeypatch.setattr(ray.train, "FailureConfig", partial(_no_second_try, ray.train.FailureConfig))
@@ -113,8 +118,9 @@ def test_training_goes_on_with_other_numbers_of_workers(
         return retrain(config, genotype, images, inherited=None, folder=tmp_path / "train", log=log)
 
     armed.touch()
-    with pytest.raises(RuntimeError, match="the power is gone"):
-        train(1)
+    for num_workers in failing_workers:
+        with pytest.raises(RuntimeError, match="the power is gone"):
+            train(num_workers)
     armed.unlink()
     weights = train(2)
     assert [epoch for epoch, _ in sorted(set(epochs))] == [1, 2, 3], "an epoch is told again, but not done twice"
@@ -134,13 +140,14 @@ def test_training_goes_on_with_other_numbers_of_workers(
 @pytest.mark.slow
 @pytest.mark.ray
 @pytest.mark.usefixtures("ray_local")
+@pytest.mark.parametrize("num_workers", [2, pytest.param(1, marks=pytest.mark.faults)])
 def test_a_loss_that_is_not_a_number_is_not_tried_again(
-    failing: Path, tmp_path: Path, images: list[np.ndarray]
+    num_workers: int, failing: Path, tmp_path: Path, images: list[np.ndarray]
 ) -> None:
-    """Two workers meet it and end; one goes on after the epoch that was good."""
+    """These workers meet it and end; one goes on after the epoch that was good."""
     space = SearchSpace(num_channels=16, num_resolutions=1, num_layers=1, candidate_ops=("failing",))
     genotype = sample_genotype(space, generator=torch.Generator().manual_seed(0))
-    config = tiny(failing, 2)
+    config = tiny(failing, num_workers)
     epochs: list[int] = []
 
     def train(num_workers: int) -> dict[str, torch.Tensor]:
@@ -151,8 +158,8 @@ def test_a_loss_that_is_not_a_number_is_not_tried_again(
     assert config.ray.max_failures > 0 and config.retrain.max_bad_steps > 10
     message = "epoch 2: no step of the epoch had a finite loss; lower .*; the last good checkpoint is epoch 1"
     with pytest.raises(FloatingPointError, match=f"retraining failed: {message}"):
-        train(2)
-    assert (tmp_path / "poisoned").read_text().count("began") == 2, "the workers were started once"
+        train(num_workers)
+    assert (tmp_path / "poisoned").read_text().count("began") == num_workers, "the workers were started once"
     assert epochs == [1]
     (tmp_path / "poisoned").unlink()
     assert all(tensor.isfinite().all() for tensor in train(1).values())
