@@ -93,9 +93,9 @@ def processes() -> Callable[[tuple[str, ...], str], list[int]]:
 
     def find(titles: tuple[str, ...], mark: str) -> list[int]:
         found = []
-        for entry in Path("/proc").iterdir():
+        for entry in Path("/proc").glob("[0-9]*"):
             with suppress(OSError):
-                title = (entry / "cmdline").read_bytes().decode(errors="replace") if entry.name.isdigit() else ""
+                title = (entry / "cmdline").read_bytes().decode(errors="replace")
                 if title.startswith(titles) and mark.encode() in (entry / "environ").read_bytes():
                     found.append(int(entry.name))
         return found
