@@ -14,7 +14,9 @@ from latency import DeviceInfo
 RESULTS = Path(__file__).parent / "results"
 
 
-def write_result(name: str, result: dict[str, Any], *, seeds: list[int], num_threads: int) -> Path:
+def write_result(
+    name: str, result: dict[str, Any], *, seeds: list[int], num_threads: int, device: torch.device | None = None
+) -> Path:
     """Write `result` with seeds, device and date to `benchmarks/results/NAME.json`."""
     RESULTS.mkdir(exist_ok=True)
     path = RESULTS / f"{name}.json"
@@ -22,7 +24,7 @@ def write_result(name: str, result: dict[str, Any], *, seeds: list[int], num_thr
         "benchmark": name,
         "date": datetime.date.today().isoformat(),
         "seeds": seeds,
-        "device": DeviceInfo.current(torch.device("cpu"), num_threads=num_threads).to_dict(),
+        "device": DeviceInfo.current(device or torch.device("cpu"), num_threads=num_threads).to_dict(),
     }
     path.write_text(json.dumps(stamp | result, indent=2) + "\n")
     return path

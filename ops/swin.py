@@ -24,6 +24,9 @@ MLP_RATIO = 2  # hidden features per channel; SwinIR's
 # once 215 ms (1 thread, AMD EPYC, 2026-11-23); F.scaled_dot_product_attention took longer still, and its 5-D form did
 # not export to ONNX.
 MAX_LOGITS = 2**20
+# A GPU is slowed by the number of launches instead: (16, 64, 128, 128) takes 128 slices with the bound above. A step of
+# a part search made 2304 batched products, and its processor was busy three times as long as its GPU (2026-11-26).
+MAX_LOGITS_ON_GPU = 2**26
 INIT_STD = 0.02  # of the truncated normal distribution of all weights; Swin's
 
 
@@ -108,7 +111,8 @@ class WindowLayer(nn.Module):
         bias = self.position_bias[:, :num_heads][self.relative_index].permute(2, 0, 1)  # (N, N, K) -> (K, N, N)
 
         # Beside heads this small the logits outweigh all else, so only as many windows at a time as stay in the cache.
-        slice_size = max(1, MAX_LOGITS // (batch * num_heads * num_tokens**2))
+        max_logits = MAX_LOGITS_ON_GPU if tokens.is_cuda else MAX_LOGITS
+        slice_size = max(1, max_logits // (batch * num_heads * num_tokens**2))
         slices = []
         for index, (q, k, v) in enumerate(zip(*(t.split(slice_size, dim=1) for t in (query, key, value)), strict=True)):
             logits = torch.matmul(q, k.transpose(-1, -2))  # (B, g, K, N, N)

@@ -38,11 +38,11 @@ class Searcher:
         return CostModel(part_index, self.space, price, height=32, width=32)
 
     def __call__(
-        self, config: SearchConfig, *, part_index: int = 1, seed: int = 0, **settings: Any
+        self, config: SearchConfig, *, part_index: int = 1, seed: int = 0, device: torch.device = CPU, **settings: Any
     ) -> PartSearchResult:
         costs = settings.pop("costs", None) or self.costs(part_index=part_index)
-        data = CachedFeatures(self.patches, part_index, CPU)
-        return search_part(part_index, self.space, data, costs, config, seed=seed, device=CPU, **settings)
+        data = CachedFeatures(self.patches, part_index, device)
+        return search_part(part_index, self.space, data, costs, config, seed=seed, device=device, **settings)
 
 
 @pytest.fixture
@@ -306,6 +306,33 @@ def test_bfloat16_searches_as_float32_does(run: Searcher, config: SearchConfig, 
     for name, values in results[0].probabilities.items():
         for expected, found in zip(values, results[1].probabilities[name], strict=True):
             assert found == pytest.approx(expected, abs=0.04)
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@pytest.mark.parametrize("precision", PRECISIONS)
+def test_a_gpu_searches_as_a_processor_does(run: Searcher, config: SearchConfig, precision: str) -> None:
+    """Stated tolerance as for bfloat16; weights come back to the CPU."""
+    losses = []
+    for device in (CPU, torch.device("cuda")):
+        rows = Rows()
+        result = run(replace(config, precision=precision, derive_samples=4), device=device, log=rows)
+        losses.append([metrics["l_dp_weights"] for _, metrics in rows])
+    assert losses[1] == pytest.approx(losses[0], rel=0.05)
+    assert all(tensor.device == CPU for tensor in result.weights.values())
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+def test_a_killed_search_on_a_gpu_goes_on(run: Searcher, config: SearchConfig, tmp_path: Path) -> None:
+    cuda = torch.device("cuda")
+    with pytest.raises(KilledError):
+        run(config, device=cuda, checkpoint_path=tmp_path / "part.pt", log=kill_after(3))
+    rows, undisturbed = Rows(), Rows()
+    run(config, device=cuda, checkpoint_path=tmp_path / "part.pt", log=rows)
+    run(config, device=cuda, log=undisturbed)
+    for (_, found), (_, expected) in zip(rows, undisturbed, strict=True):
+        assert found["l_dp_weights"] == pytest.approx(expected["l_dp_weights"], rel=0.01)
 
 
 @pytest.mark.parametrize(
