@@ -25,11 +25,13 @@ from pipeline.part_actors import PartActors, part_jobs
 from pipeline.part_search import search_part
 from pipeline.priors import NUM_PARTS, load_prior
 from pipeline.search_inputs import SearchInputs, cost_models, part_targets, prepare_inputs, space_of
+from pipeline.time_slice import lengthen_time_slice
 
 
 def search_one(part_index: int, config: Config, inputs: SearchInputs) -> str:
     """Search one part as the actors do; return what identifies the result."""
     keep_freed_memory()
+    lengthen_time_slice()
     torch.set_num_threads(config.search.threads_per_part)
     space = space_of(config, 16)
     costs = cost_models(config, space, None)

@@ -22,6 +22,7 @@ from pipeline.part_checkpoints import checkpoint_file
 from pipeline.part_search import PartSearchResult, search_part
 from pipeline.priors import NUM_PARTS
 from pipeline.search_inputs import SearchInputs, part_data, part_targets, search_key
+from pipeline.time_slice import lengthen_time_slice
 from search_space import CostModel, SearchSpace
 
 # What a caller sees of an actor that died, was killed for its memory, or was on a machine that is gone.
@@ -186,6 +187,7 @@ class PartActor:
     ) -> PartSearchResult:
         """Search the part; `initial_weights` are those of three supernets to begin from."""
         config = job.config
+        lengthen_time_slice()
         torch.set_num_threads(config.search.threads_per_part)
         device = torch.device(config.device)
         self.rows, self.checkpoint, self.cpu_before = [], None, time.process_time()
