@@ -22,7 +22,7 @@ from pipeline.config import Config, load_config
 from pipeline.data.images import TRAINING_PHOTOGRAPHS, photographs
 from pipeline.data.part_data import LiveFeatures
 from pipeline.data.patches import noisy_patches
-from pipeline.part_search import search_part
+from pipeline.part_search import result_of, search_part
 from pipeline.priors import MIRNet, Prior
 from pipeline.search_inputs import cost_models, patch_sources
 from pipeline.settings import PRECISIONS
@@ -38,11 +38,12 @@ def search_seconds(config: Config, prior: Prior, images: list[np.ndarray], part_
     """Search one part; return the seconds per step of the last epoch."""
     space = SearchSpace(num_channels=64)
     rows: list[float] = []
-    search_part(
+    search = search_part(
         part_index, space, LiveFeatures(prior, patch_sources(config, (images, images)), part_index),
         cost_models(config, space, None)[part_index], replace(config.search, num_epochs=num_epochs), seed=config.seed,
-        device=DEVICE, log=lambda epoch, metrics: rows.append(metrics["seconds"]),
+        device=DEVICE,
     )  # fmt: skip
+    result_of(search, log=lambda epoch, metrics: rows.append(metrics["seconds"]))
     return (rows[-1] - (rows[-2] if len(rows) > 1 else 0.0)) / config.search.steps_per_epoch
 
 

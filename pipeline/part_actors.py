@@ -3,6 +3,7 @@
 Called by `pipeline.search` for one search, and by `pipeline.trial` for one search after the other.
 """
 
+import gc
 import socket
 import time
 from collections.abc import Iterator, Sequence
@@ -19,14 +20,14 @@ from latency import keep_freed_memory
 from pipeline.cluster import load_op_files, read_op_files
 from pipeline.config import Config
 from pipeline.part_checkpoints import checkpoint_file
-from pipeline.part_search import PartSearchResult, search_part
+from pipeline.part_search import PartEpoch, PartSearchResult, search_part
 from pipeline.priors import NUM_PARTS
 from pipeline.search_inputs import SearchInputs, part_data, part_targets, search_key
 from pipeline.time_slice import lengthen_time_slice
 from search_space import CostModel, SearchSpace
 
 # What a caller sees of an actor that died, was killed for its memory, or was on a machine that is gone.
-_DEATHS = (
+DEATHS = (
     ray.exceptions.RayActorError,
     ray.exceptions.OutOfMemoryError,
     ray.exceptions.NodeDiedError,
@@ -134,7 +135,7 @@ def start_part_actor(config: Config, part_index: int, **options: Any) -> Any:
         options: more of Ray's options, such as a scheduling strategy.
 
     Returns:
-        An actor whose `run` takes a `PartJob` and a reference to `SearchInputs`, and returns a `PartSearchResult`.
+        An actor whose `run` takes a `PartJob` and a reference to `SearchInputs`, and yields `PartNews`.
     """
     resources = {"num_cpus": config.ray.cpus_per_part, "num_gpus": config.ray.gpus_per_part}
     actor = PartActor.options(**resources, **options)  # type: ignore[attr-defined]
@@ -160,45 +161,53 @@ def naming_part(part_index: int) -> Iterator[None]:
         cause = error.cause if isinstance(error.cause, Exception) else error
         failure = OSError if isinstance(cause, OSError) else RuntimeError
         raise failure(f"the search of part {part_index} failed: {type(cause).__name__}: {cause}") from error
-    except _DEATHS as error:
+    except DEATHS as error:
         why = ", its memory was full" if isinstance(error, ray.exceptions.OutOfMemoryError) else ""
         raise PartDiedError(
             f"the process that searched part {part_index} died{why}; the same command goes on from its last epoch"
         ) from error
 
 
-@ray.remote(max_concurrency=2)  # type: ignore[call-overload]  # an option of actors, which the stub overlooks
-class PartActor:
-    """Searches of one part in a process of their own, one after the other; `poll` answers while `run` works.
+@dataclass(frozen=True, kw_only=True)
+class PartNews:
+    """What the process of a part tells while it searches.
 
-    A search depends on nothing that an earlier one leaves: it seeds all its random numbers itself.
+    Attributes:
+        news: an epoch, or at last the result.
+        checkpoint: what the search has saved after that epoch, where it is not at home.
+    """
+
+    news: PartEpoch | PartSearchResult
+    checkpoint: bytes = b""
+
+
+@ray.remote
+class PartActor:
+    """Searches of one part in a process of their own, one after the other.
+
+    A search depends on nothing that an earlier one leaves: it seeds all its random numbers itself. One call at a time
+    keeps it in the main thread, which otherwise asks for Python's lock a hundred times a second.
     """
 
     def __init__(self, part_index: int, op_sources: dict[str, str]) -> None:
         keep_freed_memory()
         load_op_files(op_sources)
+        gc.freeze()  # what Ray and others have imported stays; walking it again and again took 3 % of a search
         self.part_index = part_index
-        self.rows: list[tuple[int, dict[str, float]]] = []
-        self.checkpoint: bytes | None = None
         self.cpu_before = 0.0
 
+    @ray.method(num_returns="streaming")
     def run(
         self, job: PartJob, inputs: SearchInputs, initial_weights: Sequence[dict[str, Tensor]] | None = None
-    ) -> PartSearchResult:
-        """Search the part; `initial_weights` are those of three supernets to begin from."""
+    ) -> Iterator[PartNews]:
+        """Search the part and tell of it; `initial_weights` are those of three supernets to begin from."""
         config = job.config
         lengthen_time_slice()
         torch.set_num_threads(config.search.threads_per_part)
-        device = torch.device(config.device)
-        self.rows, self.checkpoint, self.cpu_before = [], None, time.process_time()
-        with checkpoint_file(job, is_home=ray.get_runtime_context().get_node_id() == job.home) as path:
-
-            def log(epoch: int, metrics: dict[str, float]) -> None:
-                if path is not None and str(path) != job.checkpoint_path:
-                    self.checkpoint = path.read_bytes()
-                self.rows.append((epoch, metrics))
-
-            return search_part(
+        self.cpu_before = time.process_time()
+        is_home = ray.get_runtime_context().get_node_id() == job.home
+        with checkpoint_file(job, is_home=is_home) as path:
+            for news in search_part(
                 self.part_index,
                 job.space,
                 part_data(config, inputs, self.part_index),
@@ -206,22 +215,15 @@ class PartActor:
                 config.search,
                 target_cost=job.target,
                 seed=config.seed,
-                device=device,
+                device=torch.device(config.device),
                 initial_weights=None if initial_weights is None else initial_weights[self.part_index],
                 checkpoint_path=path,
                 checkpoint_key=search_key(config),
-                log=log,
-            )
-
-    def poll(self) -> list[tuple[int, dict[str, float]]]:
-        """Return the epochs logged since the last call."""
-        rows, self.rows = self.rows, []
-        return rows
-
-    def take_checkpoint(self) -> bytes | None:
-        """Return the newest checkpoint of a search that is not at home, unless it was taken already."""
-        content, self.checkpoint = self.checkpoint, None
-        return content
+            ):
+                checkpoint = b""
+                if path is not None and not is_home and isinstance(news, PartEpoch) and not news.is_told_again:
+                    checkpoint = path.read_bytes()
+                yield PartNews(news=news, checkpoint=checkpoint)
 
     def host(self) -> str:
         """Return the name and address of this node."""

@@ -6,7 +6,7 @@ III-B to III-D.
 
 import math
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -36,6 +36,21 @@ from search_space import (
 Log = Callable[[int, dict[str, float]], None]
 
 _DERIVE_BATCHES = 4  # of D_archi, the same for every candidate
+
+
+@dataclass(frozen=True, kw_only=True)
+class PartEpoch:
+    """What one epoch of the search of a part tells.
+
+    Attributes:
+        epoch: counted from 1.
+        metrics: its losses, costs and entropies; `seconds` since the search began.
+        is_told_again: it was done before the search went on from a checkpoint.
+    """
+
+    epoch: int
+    metrics: dict[str, float]
+    is_told_again: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -71,9 +86,10 @@ def search_part(
     initial_weights: dict[str, Tensor] | None = None,
     checkpoint_path: Path | None = None,
     checkpoint_key: str = "",
-    log: Log | None = None,
-) -> PartSearchResult:
+) -> Iterator[PartEpoch | PartSearchResult]:
     """Search one part: alternate architecture and weight steps, then derive (Algorithm 1, lines 3 to 8).
+
+    Works as it is asked for the next item; `result_of` asks for all.
 
     Args:
         part_index: 0, 1 or 2.
@@ -88,7 +104,9 @@ def search_part(
         initial_weights: of a trained supernet of the same part, with the same operators or more; random by default.
         checkpoint_path: written after every epoch; a search that finds one of the same `checkpoint_key` goes on there.
         checkpoint_key: identifies the settings, for example a configuration hash.
-        log: called with (epoch, metrics) after every epoch; when a search goes on, first with those before.
+
+    Yields:
+        Every epoch, when a search goes on also those before; then the result, as the last item.
 
     Raises:
         ValueError: the checkpoint was made with other settings.
@@ -115,9 +133,8 @@ def search_part(
             search.load_state(state)
             history = [(int(epoch), dict(metrics)) for epoch, metrics in state["history"]]
             before = float(history[-1][1]["seconds"])
-    if log is not None:
-        for entry in history:  # whoever was told may have died with it
-            log(*entry)
+    for epoch, metrics in history:  # whoever was told may have died with it
+        yield PartEpoch(epoch=epoch, metrics=metrics, is_told_again=True)
     start = time.perf_counter()
     for epoch in range(len(history), config.num_epochs):
         try:
@@ -134,9 +151,18 @@ def search_part(
                 checkpoint_path,
                 search.state() | {"key": checkpoint_key, "history": history},
             )
+        yield PartEpoch(epoch=epoch + 1, metrics=history[-1][1])
+    yield search.result()
+
+
+def result_of(search: Iterator[PartEpoch | PartSearchResult], *, log: Log | None = None) -> PartSearchResult:
+    """Carry out what `search_part` returned; `log` is called with (epoch, metrics) of every epoch."""
+    for news in search:
+        if isinstance(news, PartSearchResult):
+            return news
         if log is not None:
-            log(*history[-1])
-    return search.result()
+            log(news.epoch, news.metrics)
+    raise AssertionError("a search ends with its result")
 
 
 def new_supernet(part_index: int, space: SearchSpace, seed: int) -> tuple[PartSupernet, torch.Generator]:

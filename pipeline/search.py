@@ -17,8 +17,8 @@ import ray
 from torch import Tensor
 
 from pipeline.config import Config
-from pipeline.part_actors import PartActors, PartDiedError, PartJob, naming_part, part_jobs
-from pipeline.part_checkpoints import fetch_checkpoint, with_checkpoint
+from pipeline.part_actors import DEATHS, PartActors, PartDiedError, PartJob, naming_part, part_jobs
+from pipeline.part_checkpoints import keep_checkpoint, with_checkpoint
 from pipeline.part_search import PartSearchResult
 from pipeline.search_inputs import SearchInputs
 from search_space import CostModel, Genotype, SearchSpace
@@ -94,36 +94,36 @@ def search_parts(
         RuntimeError: a part search failed, or its process died too often; the message names the part and the cause.
     """
     config = jobs[0].config
-    pending: dict[Any, int] = {}
+    running: dict[int, Any] = {}  # what their processes tell, by part
     results: dict[int, PartSearchResult] = {}
     num_deaths = [0] * len(jobs)
     places: dict[int, _Place] = {}
 
     def begin(index: int) -> None:
         places[index] = _Place(actors, index, config)
-        pending[actors[index].run.remote(with_checkpoint(jobs[index]), inputs, initial_weights)] = index
+        running[index] = actors[index].run.remote(with_checkpoint(jobs[index]), inputs, initial_weights)
 
     def take_news(index: int) -> None:
         with naming_part(index):
-            if not places[index].is_found():
-                return
-            if rows := ray.get(actors[index].poll.remote()):
-                fetch_checkpoint(jobs[index], actors[index])
-        for epoch, metrics in rows:
-            if log is not None:
-                log(index, epoch, metrics)
+            told = ray.get(next(running[index]))
+            if told.checkpoint:
+                keep_checkpoint(jobs[index], told.checkpoint)
+        if isinstance(told.news, PartSearchResult):
+            results[index] = told.news
+            del running[index]
+            actors.release(index)
+        elif log is not None:
+            log(index, told.news.epoch, told.news.metrics)
 
     for index in range(len(jobs)):
         begin(index)
-    while pending:
-        done, _ = ray.wait(list(pending), num_returns=len(pending), timeout=_POLL_SECONDS)
-        for run in done:
-            index = pending.pop(run)
+    while running:
+        for index in running:
+            places[index].look()
+        ready, _ = ray.wait(list(running.values()), timeout=_POLL_SECONDS)
+        for index in [index for index, news in running.items() if news in ready]:
             try:
-                with naming_part(index):
-                    results[index] = ray.get(run)  # a part that failed ends the search at once
-                take_news(index)
-                actors.release(index)
+                take_news(index)  # a part that failed ends the search at once
             except PartDiedError as error:
                 num_deaths[index] += 1
                 if num_deaths[index] > config.ray.max_failures:
@@ -132,9 +132,6 @@ def search_parts(
                 time.sleep(num_deaths[index])  # seconds until a machine that is gone is known to be
                 actors.start_again(index)
                 begin(index)
-        for index in pending.values():
-            with suppress(PartDiedError):  # what it was asked to run fails too
-                take_news(index)
     parts = tuple(results[index] for index in range(len(jobs)))
     return SearchResult(genotype=Genotype.of(jobs[0].space, [result.part for result in parts]), parts=parts)
 
@@ -151,15 +148,16 @@ class _Place:
         self._patience = time.monotonic() + (_RESERVED_SECONDS if self._is_reserved else _PATIENCE_SECONDS)
         self._is_found = False
 
-    def is_found(self) -> bool:
-        """Tell whether the process runs."""
-        if not self._is_found:
-            self._is_found = bool(ray.wait([self._host], timeout=0)[0])
-            if self._is_found:
+    def look(self) -> None:
+        """Find out whether the process runs."""
+        if self._is_found:
+            return
+        self._is_found = bool(ray.wait([self._host], timeout=0)[0])
+        if self._is_found:
+            with suppress(*DEATHS):  # what it was asked to run fails too
                 _logger.info("part %d is searched on %s", self._part_index, ray.get(self._host))
-            elif time.monotonic() > self._patience:
-                self._patience = float("inf")
-                _logger.warning("part %d waits for a place with %s", self._part_index, self._needs)
-                if self._is_reserved:  # the machine is gone, and the others may be full of such as wait for each other
-                    ray.kill(self._actor)
-        return self._is_found
+        elif time.monotonic() > self._patience:
+            self._patience = float("inf")
+            _logger.warning("part %d waits for a place with %s", self._part_index, self._needs)
+            if self._is_reserved:  # the machine is gone, and the others may be full of such as wait for each other
+                ray.kill(self._actor)

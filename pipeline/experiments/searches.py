@@ -14,9 +14,17 @@ import torch
 from pipeline.config import Config
 from pipeline.experiments.experiment import CellJob, Column, Values
 from pipeline.experiments.networks import time_network, train_and_score
-from pipeline.part_search import search_part
+from pipeline.part_search import result_of, search_part
 from pipeline.priors import NUM_PARTS, Prior, load_prior
-from pipeline.search_inputs import SearchInputs, cost_models, part_data, prepare_inputs, search_key, space_of
+from pipeline.search_inputs import (
+    SearchInputs,
+    cost_models,
+    part_data,
+    part_targets,
+    prepare_inputs,
+    search_key,
+    space_of,
+)
 from search_space import LEVELS, Genotype, build_network
 
 GENOTYPE_FILE = "genotype.json"
@@ -56,11 +64,14 @@ def find_network(job: CellJob, config: Config, *, random_levels: Sequence[str] =
     space = space_of(config, prior.num_channels)
     inputs = search_inputs(job, config, prior)
     costs = cost_models(config, space, None if job.inputs.table is None else job.inputs.table.__getitem__)
+    targets = part_targets(config, space, costs)
     results = [
-        search_part(
-            index, space, part_data(config, inputs, index), costs[index], config.search, random_levels=random_levels,
-            seed=config.seed, device=device, checkpoint_path=job.folder / f"part{index}.pt",
-            checkpoint_key=f"{job.variant} {search_key(config)}",
+        result_of(
+            search_part(
+                index, space, part_data(config, inputs, index), costs[index], config.search,
+                target_cost=targets[index], random_levels=random_levels, seed=config.seed, device=device,
+                checkpoint_path=job.folder / f"part{index}.pt", checkpoint_key=f"{job.variant} {search_key(config)}",
+            )
         )
         for index in range(NUM_PARTS)
     ]  # fmt: skip

@@ -97,12 +97,13 @@ def test_a_search_whose_machine_is_gone_goes_on_at_another(
     prior = load_prior(config.prior.weights)
     space = search_inputs.space_of(config, prior.num_channels)
     inputs = search_inputs.prepare_inputs(config, prior, photographs(TRAINING_PHOTOGRAPHS))
-    actors: list[Any] = []
+    nodes: list[Any] = []  # of every process that is started; asked for first, as they do one thing after the other
     start = part_actors.start_part_actor
 
     def remembered(*arguments: Any, **options: Any) -> Any:
-        actors.append(start(*arguments, **options))
-        return actors[-1]
+        actor = start(*arguments, **options)
+        nodes.append(actor.__ray_call__.remote(lambda _: ray.get_runtime_context().get_node_id()))
+        return actor
 
     monkeypatch.setattr(part_actors, "start_part_actor", remembered)
 
@@ -114,12 +115,12 @@ def test_a_search_whose_machine_is_gone_goes_on_at_another(
 
     def log(part_index: int, epoch: int, metrics: dict[str, float]) -> None:
         if part_index == 1 and not lost:
-            lost.append(ray.get(actors[1].__ray_call__.remote(lambda _: ray.get_runtime_context().get_node_id())))
+            lost.append(ray.get(nodes[1]))
             (node,) = [node for node in machines.worker_nodes if node.node_id == lost[0]]
             machines.remove_node(node, allow_graceful=False)
 
     interrupted = searched("interrupted", log)
-    assert len(actors) > 3 and "the process that searched part 1 died; the same command goes on" in caplog.text
+    assert len(nodes) > 3 and "the process that searched part 1 died; the same command goes on" in caplog.text
     assert sorted(path.name for path in (tmp_path / "interrupted").iterdir()) == ["part0.pt", "part1.pt", "part2.pt"]
     deadline = time.monotonic() + 60
     while sum(node["Alive"] for node in ray.nodes()) > 2 and time.monotonic() < deadline:

@@ -13,7 +13,7 @@ from ops import OpSpec
 from pipeline.checkpoint import load_checkpoint
 from pipeline.config import load_config
 from pipeline.data.part_data import CachedFeatures, PartData, PatchSet, Split
-from pipeline.part_search import Log, PartSearchResult, search_part
+from pipeline.part_search import Log, PartSearchResult, result_of, search_part
 from pipeline.settings import PRECISIONS, SearchConfig
 from search_space import ESTIMATORS, ArchParameters, Choices, CostModel, PartNetwork, SearchSpace, op_num_parameters
 
@@ -42,7 +42,9 @@ class Searcher:
     ) -> PartSearchResult:
         costs = settings.pop("costs", None) or self.costs(part_index=part_index)
         data = CachedFeatures(self.patches, part_index, device)
-        return search_part(part_index, self.space, data, costs, config, seed=seed, device=device, **settings)
+        log = settings.pop("log", None)
+        search = search_part(part_index, self.space, data, costs, config, seed=seed, device=device, **settings)
+        return result_of(search, log=log)
 
 
 @pytest.fixture
@@ -249,10 +251,11 @@ def test_bad_steps_are_skipped_counted_and_carried_over_a_restart(
 
     def search(max_bad_steps: int, bad_draws: set[int], log: Rows) -> PartSearchResult:
         data = SometimesNotANumber(CachedFeatures(patch_set, 2, CPU), bad_draws)
-        return search_part(
+        search = search_part(
             2, run.space, data, run.costs(part_index=2), replace(config, max_bad_steps=max_bad_steps), seed=0,
-            device=CPU, checkpoint_path=tmp_path / "part2.pt", log=log,
+            device=CPU, checkpoint_path=tmp_path / "part2.pt",
         )  # fmt: skip
+        return result_of(search, log=log)
 
     rows = Rows()
     message = r"part 2, epoch 4: 3 steps .*`search.max_bad_steps` is 2; .*; last good checkpoint: .*part2.pt, epoch 3"
@@ -271,7 +274,7 @@ def test_live_features_serve_a_search(run: Searcher, config: SearchConfig, quick
     from pipeline.data.part_data import LiveFeatures
 
     data = LiveFeatures(quick_prior, {"weights": source, "architecture": source}, 2)
-    result = search_part(2, run.space, data, run.costs(part_index=2), config, seed=0, device=CPU)
+    result = result_of(search_part(2, run.space, data, run.costs(part_index=2), config, seed=0, device=CPU))
     assert isinstance(next(iter(result.weights.values())), Tensor)
 
 

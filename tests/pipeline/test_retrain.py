@@ -172,7 +172,7 @@ def test_a_part_asks_for_its_share_of_a_gpu() -> None:
     config = load_config("tiny", ["ray.gpus_per_part=0.25", "ray.cpus_per_part=0.5"])
     with ray_session(config.ray):
         actors = PartActors(config)
-        ray.get([actor.poll.remote() for actor in actors])
+        ray.get([actor.host.remote() for actor in actors])
         for _ in range(100):  # what is free is told with a delay
             free = ray.available_resources()
             if (free["GPU"], free["CPU"]) == (0.25, 2.5):

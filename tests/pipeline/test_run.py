@@ -273,17 +273,18 @@ def test_a_part_on_another_disk_sends_its_checkpoint_and_goes_on_from_the_one_it
     shared = ray.put(search_inputs.prepare_inputs(config, run.prior, run.training_images))
     job = replace(part_actors.part_jobs(config, run.space, costs, checkpoint_folder=tmp_path)[1], home="another node")
     actor = part_actors.start_part_actor(config, 1)
-    new = ray.get(actor.run.remote(job, shared))
-    content = ray.get(actor.take_checkpoint.remote())
-    assert list(tmp_path.iterdir()) == [] and ray.get(actor.take_checkpoint.remote()) is None
-    (tmp_path / "sent.pt").write_bytes(content)
-    told = ray.get(actor.poll.remote())
-    assert len(load_checkpoint(tmp_path / "sent.pt")["history"]) == len(told) == 3
+    *epochs, end = (ray.get(told) for told in actor.run.remote(job, shared))
+    assert list(tmp_path.iterdir()) == [] and not end.checkpoint
+    for number, told in enumerate(epochs, 1):
+        (tmp_path / "sent.pt").write_bytes(told.checkpoint)
+        assert len(load_checkpoint(tmp_path / "sent.pt")["history"]) == told.news.epoch == number
+    assert len(epochs) == 3
 
-    again = ray.get(actor.run.remote(replace(job, checkpoint=content), shared))
-    assert ray.get(actor.poll.remote()) == told  # no epoch was left to do
+    *again, same_end = (ray.get(told) for told in actor.run.remote(replace(job, checkpoint=told.checkpoint), shared))
+    assert [told.news.metrics for told in again] == [told.news.metrics for told in epochs]  # no epoch was left to do
+    assert all(told.news.is_told_again and not told.checkpoint for told in again)
     ray.kill(actor)
-    assert again.part == new.part == genotype_of(finished).parts[1]
+    assert same_end.news.part == end.news.part == genotype_of(finished).parts[1]
 
 
 def test_retraining_that_does_not_fit_on_this_node_says_what_to_set(
@@ -380,33 +381,35 @@ def searched(folder: Path, *settings: str, log: Any = None) -> stage.SearchResul
 
 @pytest.fixture
 def actors(monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, Any]]:
-    """Part index and handle of every process that a search starts, in that order."""
+    """Part index and id, to be had from Ray, of every process that a search starts, in that order."""
     started: list[tuple[int, Any]] = []
     start = part_actors.start_part_actor
 
     def remembered(config: Any, part_index: int, **options: Any) -> Any:
-        started.append((part_index, start(config, part_index, **options)))
-        return started[-1][1]
+        actor = start(config, part_index, **options)
+        started.append((part_index, process_of(actor)))
+        return actor
 
     monkeypatch.setattr(part_actors, "start_part_actor", remembered)
     return started
 
 
-def kill_process_of(actor: Any) -> None:
-    os.kill(ray.get(actor.__ray_call__.remote(lambda _: os.getpid())), signal.SIGKILL)
+def process_of(actor: Any) -> Any:
+    """Ask for the id of its process, before it is asked for more: it does one thing after the other."""
+    return actor.__ray_call__.remote(lambda _: os.getpid())
 
 
 def test_a_part_whose_process_is_killed_goes_on_in_another(
     tmp_path: Path, actors: list[tuple[int, Any]], caplog: pytest.LogCaptureFixture
 ) -> None:
     epochs: dict[int, list[int]] = {0: [], 1: [], 2: []}
-    victims: list[Any] = []
+    victims: list[int] = []
 
     def log(part_index: int, epoch: int, metrics: dict[str, float]) -> None:
         epochs[part_index].append(epoch)
         if part_index == 1 and not victims:
-            victims.append(actors[1][1])
-            kill_process_of(victims[0])
+            victims.append(ray.get(actors[1][1]))
+            os.kill(victims[0], signal.SIGKILL)
 
     killed = searched(tmp_path / "killed", "search.num_epochs=60", log=log)
     assert [part_index for part_index, _ in actors] == [0, 1, 2, 1]
@@ -439,7 +442,7 @@ def test_a_part_whose_processes_keep_dying_ends_the_search(
     def doomed(config: Any, part_index: int, **options: Any) -> Any:
         actor = start(config, part_index, **options)
         if part_index == 2:
-            kill_process_of(actor)
+            os.kill(ray.get(process_of(actor)), signal.SIGKILL)
         return actor
 
     monkeypatch.setattr(part_actors, "start_part_actor", doomed)
@@ -460,7 +463,7 @@ def test_reserved_places_that_others_hold_are_given_up(tmp_path: Path, monkeypat
     group = ray.util.placement_group([{"CPU": 0.1}] * 3)
     places = [PlacementGroupSchedulingStrategy(group, placement_group_bundle_index=index) for index in range(3)]
     holding = part_actors.PartActors(config, places)
-    ray.get([actor.poll.remote() for actor in holding])
+    ray.get([actor.host.remote() for actor in holding])
     waiting = part_actors.PartActors(config, places)
     with pytest.raises(part_actors.PartDiedError):
         stage.search_parts(jobs, ray.put("no inputs are needed"), waiting)
