@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.settings import RayConfig
+from pipeline.time_slice import patient_processes
 
 # Read by Ray when it is imported or started: no statistics sent, Ray Train's current implementation, which looks for
 # checkpoints this often (seconds), no fatal limit on memory shared with others.
@@ -90,7 +91,7 @@ def _initialised(config: RayConfig, address: str | None) -> Iterator[None]:
     _sweep(root)
     folder = Path(tempfile.mkdtemp(prefix=f"{_FOLDER_PREFIX}{os.getpid()}-", dir=root))
     try:
-        with warnings.catch_warnings(), _loopback() as address_of_node:
+        with warnings.catch_warnings(), patient_processes(), _loopback() as address_of_node:
             warnings.simplefilter("ignore")  # Ray's own notices about its defaults
             ray.init(
                 _node_ip_address=address_of_node,

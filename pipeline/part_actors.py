@@ -4,6 +4,7 @@ Called by `pipeline.search` for one search, and by `pipeline.trial` for one sear
 """
 
 import gc
+import importlib
 import socket
 import time
 from collections.abc import Iterator, Sequence
@@ -192,7 +193,8 @@ class PartActor:
     def __init__(self, part_index: int, op_sources: dict[str, str]) -> None:
         keep_freed_memory()
         load_op_files(op_sources)
-        gc.freeze()  # what Ray and others have imported stays; walking it again and again took 3 % of a search
+        importlib.import_module("torch._dynamo")  # the first step of an optimiser would
+        gc.freeze()  # what has been imported stays; walking it again and again took 3 % of a search
         self.part_index = part_index
         self.cpu_before = 0.0
 

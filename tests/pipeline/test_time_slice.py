@@ -1,12 +1,14 @@
 import os
 import platform
 import re
+import subprocess
+import sys
 import threading
 from pathlib import Path
 
 import pytest
 
-from pipeline.time_slice import lengthen_time_slice
+from pipeline.time_slice import lengthen_time_slice, patient_processes
 
 
 def slice_ns() -> int | None:
@@ -41,3 +43,16 @@ def test_one_thread_gets_longer_slices_and_keeps_its_niceness() -> None:
 def test_an_unknown_machine_changes_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("platform.machine", lambda: "abacus")
     assert lengthen_time_slice() is False
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="only Linux has the policy")
+def test_processes_that_start_inside_are_patient_and_the_caller_is_as_before() -> None:
+    def child() -> str:
+        command = [sys.executable, "-c", "import os; print(os.sched_getscheduler(0))"]
+        return subprocess.run(command, check=True, capture_output=True, text=True).stdout.strip()
+
+    before = os.sched_getscheduler(0)
+    with patient_processes():
+        assert child() == str(os.SCHED_BATCH)
+    assert os.sched_getscheduler(0) == before
+    assert child() == str(before)

@@ -8,6 +8,7 @@ from scipy import stats
 
 from pipeline.experiments import Claim, Experiment, compare
 from pipeline.experiments.claims import Finding, judge, overall, t_interval
+from pipeline.experiments.table import markdown_findings
 
 
 def claim(threshold: float = 0.0) -> Claim:
@@ -45,6 +46,22 @@ def test_a_claim_is_judged_by_the_interval(differences: list[float], threshold: 
     assert finding.verdict == verdict
     assert finding.differences == pytest.approx(differences)
     assert finding.mean == pytest.approx(np.mean(differences))
+
+
+@pytest.mark.parametrize(
+    ("estimate", "verdict"),
+    [((0.5, 0.1, 0.9), "seen"), ((-0.5, -0.9, -0.1), "not seen"), ((0.5, -0.1, 0.9), "not decided")],
+)
+def test_a_claim_may_bring_its_own_estimate(estimate: tuple[float, float, float], verdict: str) -> None:
+    finding = judge(Claim(text="a", unit="", estimate=lambda values: estimate), by_seed([9.0]))
+    assert (finding.mean, finding.low, finding.high) == estimate
+    assert finding.verdict == verdict and finding.differences == ()
+
+
+def test_an_estimate_that_is_not_to_be_had_decides_nothing() -> None:
+    finding = judge(Claim(text="a", unit="dB", estimate=lambda values: None), by_seed([9.0]))
+    assert finding.verdict == "not decided" and math.isnan(finding.mean)
+    assert "- *not decided*: a: unknown\n" in markdown_findings([finding])
 
 
 def test_seeds_are_paired() -> None:

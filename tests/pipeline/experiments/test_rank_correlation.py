@@ -26,6 +26,11 @@ def test_an_interval_is_narrow_where_orders_agree_and_holds_the_value() -> None:
     assert few.high - few.low > many.high - many.low > 0.2
 
 
+def test_seeds_that_say_the_same_narrow_no_interval() -> None:
+    quantities = np.random.default_rng(4).normal(size=(2, 20))
+    assert estimate([quantities] * 3, kendall_tau) == estimate([quantities], kendall_tau)
+
+
 def test_seeds_are_averaged_and_narrow_the_interval() -> None:
     rng = np.random.default_rng(2)
     seeds = [rng.normal(size=(2, 20)) for _ in range(4)]
