@@ -36,6 +36,7 @@ setup: $(VENV)/.installed
 
 # torch first and alone: asked for together with the rest, pip may look at CUDA builds.
 $(VENV)/.installed: pyproject.toml constraints.txt
+	@echo "setting up $(VENV), once: torch, then all others, about two minutes"
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt torch
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[dev]'

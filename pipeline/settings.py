@@ -413,6 +413,8 @@ class ExperimentConfig:
     """In place of `retrain.num_epochs` for the toy networks of `resampling`."""
     proxy_epochs: int | None = None
     """In place of `retrain.num_epochs` for the trainings of `proxies`, long enough to tell architectures apart."""
+    nas_epochs: int | None = None
+    """In place of `retrain.num_epochs` for the trainings of `nas`; networks without a residual path need many steps."""
     denoiser_epochs: int | None = None
     """In place of `retrain.num_epochs` for the trainings of `denoisers`."""
     data: tuple[str, ...] = ()
@@ -424,7 +426,7 @@ class ExperimentConfig:
 
     def __post_init__(self) -> None:
         sizes = ("search_epochs", "search_batch_size", "train_epochs", "train_batch_size", "toy_epochs", "proxy_epochs",
-                 "denoiser_epochs", "max_images")  # fmt: skip
+                 "nas_epochs", "denoiser_epochs", "max_images")  # fmt: skip
         for name in sizes:
             value = getattr(self, name)
             check(value is None or value >= 1, f"experiment.{name}", "at least 1", value)

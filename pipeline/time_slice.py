@@ -1,10 +1,10 @@
 """Let a thread that computes keep its processor for longer.
 
-Called by part searches, of which there are more than processors on a small machine, and where a local Ray is started. Three on two cores changed places a
-hundred times a second, each time into cold caches: together they took 128.2 s of processor time, 119.9 s with slices of
-20 ms, 116.8 s one after the other (AMD EPYC, Linux 6.18, 2026-11-26). With 100 ms the cores were shared less evenly.
-Ray's many threads wake up hundreds of times a second; without interrupting anybody they cost a part search 5,000 changes
-of place in place of 14,000.
+Called by part searches, of which there are more than processors on a small machine, and where a local Ray is started.
+Three on two cores changed places a hundred times a second, each time into cold caches: together they took 128.2 s of
+processor time, 119.9 s with slices of 20 ms, 116.8 s one after the other (AMD EPYC, Linux 6.18, 2026-11-26). With
+100 ms the cores were shared less evenly. Ray's many threads wake up hundreds of times a second; since they interrupt
+nobody, a part search of 62 s changes places 5,000 times in place of 14,000.
 """
 
 import ctypes

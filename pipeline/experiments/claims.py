@@ -32,8 +32,8 @@ class Finding:
 
     Attributes:
         claim: the claim.
-        differences: per seed, in order of seeds.
-        mean: of the differences; NaN without any.
+        differences: per seed, in order of seeds; none where the claim brings its own estimate.
+        mean: of the differences, or the estimate; NaN where there is none.
         low: of the interval of the mean; minus infinity with one seed.
         high: likewise.
         verdict: by `RULE`.
@@ -54,14 +54,18 @@ def judge(claim: Claim, values: Mapping[int, Mapping[str, Values]]) -> Finding:
         claim: what to judge.
         values: by seed, then by variant.
     """
-    differences = tuple(claim.margin(of_seed) for _, of_seed in sorted(values.items()))
-    low, high = t_interval(differences) if claim.interval is None else claim.interval(values)
+    differences: tuple[float, ...] = ()
+    if claim.margin is not None:
+        differences = tuple(claim.margin(of_seed) for _, of_seed in sorted(values.items()))
+        mean, (low, high) = fmean(differences), t_interval(differences)
+    else:
+        assert claim.estimate is not None, "a claim has a margin or an estimate"
+        mean, low, high = claim.estimate(values) or (math.nan, -math.inf, math.inf)
     verdict: Verdict = "not decided"
     if low > claim.threshold:
         verdict = "seen"
     elif high < claim.threshold:
         verdict = "not seen"
-    mean = fmean(differences) if differences else math.nan
     return Finding(claim=claim, differences=differences, mean=mean, low=low, high=high, verdict=verdict)
 
 

@@ -214,11 +214,12 @@ EXPERIMENT = Experiment(
     title="the searched network against hand-made denoisers (Tables IV, V, Figs. 4 to 7)",
     description=(
         "All networks are trained from scratch with L1, with the same seeds, patches and steps; small versions of the "
-        "baselines except in the paper's presets. The first column is the mean of the validation images. "
-        "`experiment.data` names further sets (CBSD68, Set5, PolyU100 have columns; others are in the records alone), "
-        "`experiment.noise` the noises of the clean ones; training is then blind (VDN's maps and sigma 0 to 55, half "
-        "each). Of every set at most `experiment.max_images` count, at equal distances. BM3D knows sigma where it is "
-        "constant, and needs its package; without it its row is empty."
+        "baselines except in the paper's presets. The search keeps to `search.target_ms` where the preset has it. The "
+        "first column is the mean of the validation images. `experiment.data` names further sets (CBSD68, Set5, "
+        "PolyU100 have columns; others are in the records alone), `experiment.noise` the noises of the clean ones; "
+        "training is then blind (VDN's maps and sigma 0 to 55, half each). Of every set at most "
+        "`experiment.max_images` count, at equal distances. BM3D knows sigma where it is constant, and needs its "
+        "package; without it its row is empty."
     ),
     variants=(
         Variant(name=NOISY, label="noisy input", is_seeded=False),

@@ -89,28 +89,28 @@ class Column:
 
 @dataclass(frozen=True, kw_only=True)
 class Claim:
-    """Something the paper found, as a number per seed that is larger than `threshold` where it holds.
+    """Something the paper found, as a number that is larger than `threshold` where it holds.
 
     Attributes:
         text: the finding in words.
-        margin: from the values of every variant, all of one seed, to a number.
+        margin: from the values of every variant, all of one seed, to a number; seeds are averaged.
         unit: of the number.
         threshold: a smaller difference does not count.
         paper: the number that the paper's own figures give, or None.
         digits: after the decimal point.
         is_papers: False for a control of ours, which the verdict on the paper's finding leaves out.
-        interval: from the values of every variant by seed to the 95 % interval of the number, for numbers that one seed
-            has an interval of; None takes Student's over seeds.
+        estimate: in place of `margin`, from the values of every variant by seed to the number and the ends of its 95 %
+            interval, or to None where these seeds do not tell.
     """
 
     text: str
-    margin: Callable[[Mapping[str, Values]], float]
     unit: str
+    margin: Callable[[Mapping[str, Values]], float] | None = None
     threshold: float = 0.0
     paper: float | None = None
     digits: int = 2
     is_papers: bool = True
-    interval: Callable[[Mapping[int, Mapping[str, Values]]], tuple[float, float]] | None = None
+    estimate: Callable[[Mapping[int, Mapping[str, Values]]], tuple[float, float, float] | None] | None = None
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -45,7 +45,10 @@ _PEERS: dict[str, Callable[[], Any]] = {
 
 def run(job: CellJob) -> Values:
     """Search as the variant does, retrain from scratch and score; `search_seconds` is the search alone."""
-    config = regardless_of_cost(job.config).with_settings({"retrain.distill_share": 0.0})
+    num_epochs = job.config.experiment.nas_epochs or job.config.retrain.num_epochs
+    config = regardless_of_cost(job.config).with_settings(
+        {"retrain.distill_share": 0.0, "retrain.num_epochs": num_epochs}
+    )
     for path in job.folder.glob(PART_FILES):  # of a cell that was interrupted: what it had searched was not timed
         path.unlink()
     start = time.perf_counter()

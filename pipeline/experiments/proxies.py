@@ -2,13 +2,14 @@
 
 Not in the paper, and under all of it: Algorithm 1 prefers architectures by L_dp with the supernet's weights. Random
 architectures of near-equal predicted milliseconds are scored with everything that a search can see, then trained from
-scratch (twice) and from inherited weights, all with the same steps; Kendall's tau says how far the orders agree.
+scratch and from inherited weights, all with the same steps. Every seed has supernets and trainings of its own, of the
+same architectures: what counts is the mean over seeds. Kendall's tau says how far the orders agree.
 """
 
 from collections.abc import Callable, Mapping
 from dataclasses import replace
+from itertools import combinations
 from pathlib import Path
-from statistics import fmean
 
 import numpy as np
 import pandas as pd
@@ -39,7 +40,6 @@ from search_space import (
 NUM_ARCHITECTURES = 30
 _TUNING_SHARE = 0.1  # of a retraining's steps
 _BATCH_SIZE = 16  # of the patches that L_dp is measured on
-_AGAIN_SEED = 1000  # added to the seed of the second training from scratch
 
 # What a search can see, by key; those of False are better when they are smaller.
 PROXIES: dict[str, tuple[str, bool]] = {
@@ -52,16 +52,16 @@ PROXIES: dict[str, tuple[str, bool]] = {
     "num_parameters": ("parameters", True),
     "predicted_ms": ("predicted ms", True),
 }
-# What counts, by name: in words, and the trainings whose PSNR is averaged.
-TARGETS: dict[str, tuple[str, tuple[str, ...]]] = {
-    "scratch": ("trained from scratch, mean of two seeds", ("psnr_db", "again_psnr_db")),
-    "inherited": ("trained from inherited weights", ("inherited_psnr_db",)),
+# What counts, by name: in words, and the PSNR that is averaged over the seeds.
+TARGETS: dict[str, tuple[str, str]] = {
+    "scratch": ("trained from scratch", "psnr_db"),
+    "inherited": ("trained from inherited weights", "inherited_psnr_db"),
 }
 _ValuesBySeed = Mapping[int, Mapping[str, Values]]
 
 
 def run(job: CellJob) -> Values:
-    """Score one architecture with every proxy, and after each of three trainings."""
+    """Score one architecture with every proxy, and after both trainings."""
     num_epochs = job.config.experiment.proxy_epochs or job.config.retrain.num_epochs
     config = job.config.with_settings({"retrain.distill_share": 0.0, "retrain.num_epochs": num_epochs})
     prior = load_prior(config.prior.weights)
@@ -87,75 +87,89 @@ def run(job: CellJob) -> Values:
     torch.manual_seed(config.seed)
     values |= _trained(job, config, build_network(genotype), "scratch")
     values["inherited_psnr_db"] = _trained(job, config, inherited_network(genotype, supernets), "inherited")["psnr_db"]
-    other = config.with_settings({"seed": config.seed + _AGAIN_SEED})
-    torch.manual_seed(other.seed)
-    values["again_psnr_db"] = _trained(job, other, build_network(genotype), "again")["psnr_db"]
     return values
 
 
 def agreement(values: _ValuesBySeed, proxy: str, target: str) -> Estimate:
-    """Return Kendall's tau between a proxy and a target over the architectures, signed so that 1 is the best."""
+    """Return Kendall's tau between a proxy and a target over the architectures, signed so that 1 is the best.
+
+    The proxy is what one seed sees, the target the mean of all; averaged over the seeds.
+    """
     sign = 1 if PROXIES[proxy][1] else -1
-    return estimate(_quantities(values, (proxy,), TARGETS[target][1]), lambda x, y: sign * kendall_tau(x, y))
+    psnr = _numbers(values, TARGETS[target][1]).mean(axis=0)
+    return estimate([np.stack([x, psnr]) for x in _numbers(values, proxy)], lambda x, y: sign * kendall_tau(x, y))
 
 
 def advantage(values: _ValuesBySeed, proxy: str, other: str, target: str) -> Estimate:
     """Return by how much tau of one proxy exceeds that of another, for the same architectures."""
     sign, other_sign = (1 if PROXIES[name][1] else -1 for name in (proxy, other))
+    psnr = _numbers(values, TARGETS[target][1]).mean(axis=0)
     return estimate(
-        _quantities(values, (proxy,), (other,), TARGETS[target][1]),
+        [np.stack([x, y, psnr]) for x, y in zip(_numbers(values, proxy), _numbers(values, other), strict=True)],
         lambda x, y, psnr: sign * kendall_tau(x, psnr) - other_sign * kendall_tau(y, psnr),
     )
 
 
-def reliability(values: _ValuesBySeed) -> tuple[Estimate, Estimate]:
-    """Return Kendall's tau and Pearson's correlation between the two trainings from scratch."""
-    seeds = _quantities(values, ("psnr_db",), ("again_psnr_db",))
-    return estimate(seeds, kendall_tau), estimate(seeds, pearson)
+def reliability(values: _ValuesBySeed, target: str) -> tuple[Estimate, Estimate] | None:
+    """Return Kendall's tau and Pearson's correlation between trainings of two seeds, the mean over all pairs of seeds.
+
+    None with one seed.
+    """
+    pairs = [np.stack(pair) for pair in combinations(_numbers(values, TARGETS[target][1]), 2)]
+    return (estimate(pairs, kendall_tau), estimate(pairs, pearson)) if pairs else None
 
 
 def summarise(values: _ValuesBySeed) -> Summary:
     """Make the table of all rank correlations, with what chance in training leaves attainable."""
-    tau, r = reliability(values)
-    best = attainable_tau(r.value, num_averaged=len(TARGETS["scratch"][1]))
     rows = [{"proxy": proxy, "target": target} | vars(agreement(values, proxy, target))
             for proxy in PROXIES for target in TARGETS]  # fmt: skip
-    rows += [
-        {"proxy": "again_psnr_db", "target": "psnr_db"} | vars(tau),
-        {"proxy": "again_psnr_db (Pearson)", "target": "psnr_db"} | vars(r),
-    ]
     titles = ["what a search can see", *(f"tau, {label}" for label, _ in TARGETS.values())]
     lines = [titles, ["---", *["---:"] * len(TARGETS)]]
     for proxy, (label, _) in PROXIES.items():
         lines.append([label, *(_interval_text(agreement(values, proxy, target)) for target in TARGETS)])
-    cells = [cell for of_seed in values.values() for cell in of_seed.values()]
-    ms = [cell["predicted_ms"] for cell in cells]
-    psnr, again = (np.array([cell[key] for cell in cells]) for key in ("psnr_db", "again_psnr_db"))
-    text = (
-        f"Kendall's tau over {NUM_ARCHITECTURES} architectures of {min(ms):.2f} to {max(ms):.2f} predicted ms per "
-        "seed, +1 where the proxy orders them as the training does, with the 95 % bootstrap interval over them. "
-        f"PSNR after {int(cells[0]['num_steps'])} steps spreads by {np.std(psnr, ddof=1):.2f} dB (standard deviation); "
-        f"chance in training alone, by {np.std(psnr - again, ddof=1) / np.sqrt(2):.2f} dB. Two trainings "
-        f"correlate with r {_interval_text(r)}, tau {_interval_text(tau)}: a proxy that knew what trainings come to on "
-        f"average would reach a tau of about {best:.2f} with the mean of two."
-    )
+    ms, num_steps = _numbers(values, "predicted_ms"), int(_numbers(values, "num_steps").max())
+    paragraphs = [
+        f"Kendall's tau over {ms.shape[1]} architectures of {ms.min():.2f} to {ms.max():.2f} predicted ms, +1 where "
+        f"the proxy orders them as training does: what one seed sees against the mean PSNR of {len(values)} trainings "
+        f"of {num_steps} steps, averaged over the seeds, with the 95 % bootstrap interval over the architectures."
+    ]
+    for target, (label, key) in TARGETS.items():
+        paragraphs.append(f"*{label.capitalize()}*: {_chance_sentence(values, target)}")
+        for name, found in zip(("tau", "Pearson"), reliability(values, target) or (), strict=False):
+            rows.append({"proxy": f"{key} of another seed ({name})", "target": target} | vars(found))
     table = "\n".join("| " + " | ".join(line) + " |" for line in lines)
+    text = "\n\n".join(paragraphs)
     return Summary(name="rank_correlations", frame=pd.DataFrame(rows), markdown=f"{table}\n\n{text}\n")
 
 
-def draw(values: Mapping[int, Mapping[str, Values]], folder: Path) -> list[Path]:
-    """Draw tau of every proxy with its interval, one column per target; the ceiling is tau between two trainings."""
+def _chance_sentence(values: _ValuesBySeed, target: str) -> str:
+    """Say how much chance there is in a training, and how well a proxy could do."""
+    found = reliability(values, target)
+    if found is None:
+        return "one seed does not tell how much chance there is in a training."
+    tau, r = found
+    psnr = _numbers(values, TARGETS[target][1])
+    return (
+        f"means spread by {np.std(psnr.mean(axis=0), ddof=1):.2f} dB (standard deviation); chance in one training, by "
+        f"{_chance(psnr):.2f} dB. Trainings of two seeds correlate with r {_interval_text(r)}, tau "
+        f"{_interval_text(tau)}: a proxy that knew what trainings come to on average would reach a tau of about "
+        f"{attainable_tau(r.value, num_averaged=len(values)):.2f} with the mean of these."
+    )
+
+
+def draw(values: _ValuesBySeed, folder: Path) -> list[Path]:
+    """Draw tau of every proxy with its interval, a column per target; and what chance in training leaves attainable."""
     figure, ((*axes,),) = new_figure(1, len(TARGETS), inches=(11, 4.5))
-    _, r = reliability(values)
     labels = [label for label, _ in PROXIES.values()]
-    for axis, (target, (title, trainings)) in zip(axes, TARGETS.items(), strict=True):
+    for axis, (target, (title, _)) in zip(axes, TARGETS.items(), strict=True):
         for row, proxy in enumerate(PROXIES):
             tau = agreement(values, proxy, target)
             axis.plot([tau.low, tau.high], [row, row], color=BLUE, linewidth=2)
             axis.plot([tau.value], [row], "o", color=BLUE)
         axis.axvline(0, color=GREY, linewidth=1)
-        attainable = attainable_tau(r.value, num_averaged=len(trainings))
-        axis.axvline(attainable, color=VERMILION, linewidth=1, linestyle="--")
+        if found := reliability(values, target):
+            attainable = attainable_tau(found[1].value, num_averaged=len(values))
+            axis.axvline(attainable, color=VERMILION, linewidth=1, linestyle="--")
         axis.set_yticks(range(len(labels)), labels if axis is axes[0] else [""] * len(labels))
         axis.invert_yaxis()
         axis.set_xlim(-1, 1)
@@ -211,12 +225,15 @@ def _trained(job: CellJob, config: Config, network: DenoisingNetwork, name: str)
     return {key: values[key] for key in ("psnr_db", "ssim", "num_steps")}
 
 
-def _quantities(values: _ValuesBySeed, *names: tuple[str, ...]) -> list[np.ndarray]:
-    """Return, for every seed, (K, A): the mean of the numbers of every name in `names`."""
-    return [
-        np.array([[fmean(cell[key] for key in keys) for cell in of_seed.values()] for keys in names])
-        for of_seed in values.values()
-    ]
+def _numbers(values: _ValuesBySeed, key: str) -> np.ndarray:
+    """Return one of the numbers of every architecture, (seeds, A)."""
+    return np.array([[cell[key] for cell in of_seed.values()] for of_seed in values.values()])
+
+
+def _chance(psnr: np.ndarray) -> float:
+    """Return the standard deviation of (seeds, A) that neither seed nor architecture explains."""
+    rest = psnr - psnr.mean(axis=0) - psnr.mean(axis=1, keepdims=True) + psnr.mean()
+    return float(np.sqrt((rest**2).sum() / ((psnr.shape[0] - 1) * (psnr.shape[1] - 1))))
 
 
 def _interval_text(found: Estimate) -> str:
@@ -224,27 +241,29 @@ def _interval_text(found: Estimate) -> str:
     return text.replace("-", "\N{MINUS SIGN}")
 
 
-def _claim(text: str, statistic: Callable[[_ValuesBySeed], Estimate], *, is_papers: bool = False) -> Claim:
-    """Return a claim about a number that one seed has a bootstrap interval of."""
+def _claim(text: str, statistic: Callable[[_ValuesBySeed], Estimate | None], *, is_papers: bool = False) -> Claim:
+    """Return a claim about a number that has a bootstrap interval over architectures."""
 
-    def interval(values: _ValuesBySeed) -> tuple[float, float]:
+    def estimated(values: _ValuesBySeed) -> tuple[float, float, float] | None:
         found = statistic(values)
-        return found.low, found.high
+        return None if found is None else (found.value, found.low, found.high)
 
-    return Claim(
-        text=text, margin=lambda of_seed: statistic({0: of_seed}).value, unit="of tau", is_papers=is_papers,
-        interval=interval,
-    )  # fmt: skip
+    return Claim(text=text, unit="of tau", is_papers=is_papers, estimate=estimated)
+
+
+def _reliability_tau(values: _ValuesBySeed) -> Estimate | None:
+    found = reliability(values, "scratch")
+    return None if found is None else found[0]
 
 
 EXPERIMENT = Experiment(
     name="proxies",
     title="what a search can see, and what counts",
     description=(
-        f"{NUM_ARCHITECTURES} random architectures of near-equal predicted milliseconds, with weights inherited from "
-        "supernets trained once per seed. Each is trained from scratch, from scratch again with another seed, and from "
-        f"inherited weights, with the same steps; a short tuning has {_TUNING_SHARE:.0%} of them. The paper has no "
-        "such table; that L_dp orders architectures is what its search stands on."
+        f"{NUM_ARCHITECTURES} random architectures of near-equal predicted milliseconds, the same for all seeds, with "
+        "weights inherited from supernets trained once per seed. Each is trained from scratch and from inherited "
+        f"weights, with the same steps; a short tuning has {_TUNING_SHARE:.0%} of them. The paper has no such table; "
+        "that L_dp orders architectures is what its search stands on."
     ),
     variants=tuple(Variant(name=f"{i:02}", label=f"architecture {i:02}") for i in range(NUM_ARCHITECTURES)),
     columns=(
@@ -255,7 +274,6 @@ EXPERIMENT = Experiment(
         Column(key="tuned_psnr_db", title="PSNR tuned, dB"),
         PSNR,
         Column(key="inherited_psnr_db", title="PSNR trained from inherited, dB"),
-        Column(key="again_psnr_db", title="PSNR, other seed, dB"),
     ),
     claims=(
         _claim("L_dp, summed, orders architectures as training from scratch does",
@@ -266,7 +284,7 @@ EXPERIMENT = Experiment(
                lambda values: advantage(values, "distance", "num_parameters", "scratch")),
         _claim("PSNR after a short tuning orders them better than L_dp, summed, does",
                lambda values: advantage(values, "tuned_psnr_db", "distance", "scratch")),
-        _claim("one training from scratch orders architectures as another does", lambda values: reliability(values)[0]),
+        _claim("one training from scratch orders architectures as that of another seed does", _reliability_tau),
     ),
     run=run,
     needs_prices=True,

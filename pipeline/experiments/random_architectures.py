@@ -1,6 +1,6 @@
 """Random architectures of near-equal predicted milliseconds, and supernets that lend them weights.
 
-Called by `proxies`. Made once per seed by the first cell that asks, and kept beside the cells' folders.
+Called by `proxies`. Made by the first cell that asks, the supernets once per seed, and kept beside the cells' folders.
 """
 
 import fcntl
@@ -27,6 +27,7 @@ from search_space import (
     sample_genotype,
 )
 
+_SEED = 0  # of the draws, whatever the seed of a cell: all seeds train the same architectures
 _NUM_DRAWS = 1500  # of which those nearest to the wanted milliseconds are kept
 _FASTEST = 0.05  # quantile of the draws' milliseconds; architectures around faster ones differ too much in cost
 _SKIP_SHARES = (0.1, 0.3, 0.5, 0.7)  # random networks of one weight of `skip` would all cost about the same
@@ -35,13 +36,14 @@ _SKIP_SHARES = (0.1, 0.3, 0.5, 0.7)  # random networks of one weight of `skip` w
 def shared_architectures(
     job: CellJob, config: Config, space: SearchSpace, inputs: SearchInputs, *, num: int
 ) -> tuple[list[Genotype], list[PartSupernet]]:
-    """Return `num` architectures and the supernets of the three parts, the same for all cells of a seed."""
+    """Return `num` architectures, the same for all cells, and three supernets, the same for all cells of a seed."""
     folder = job.folder.parent
-    drawn, trained = folder / f"architectures-{config.seed}.json", folder / f"supernets-{config.seed}.pt"
-    with _locked(folder / f"shared-{config.seed}.lock"):
+    drawn, trained = folder / "architectures.json", folder / f"supernets-{config.seed}.pt"
+    with _locked(folder / "architectures.lock"):
         if not drawn.exists():
             genotypes = _near_equal(job, config, space, num)
             write_atomically(drawn, json.dumps([genotype.to_dict() for genotype in genotypes]))
+    with _locked(folder / f"supernets-{config.seed}.lock"):
         if not trained.exists():
             collect = config.collect
             weights = [
@@ -62,7 +64,7 @@ def _near_equal(job: CellJob, config: Config, space: SearchSpace, num: int) -> l
 
     Where hardly any is as fast as the budget, the nearest would differ widely; then those around a fast one serve.
     """
-    generator = torch.Generator().manual_seed(config.seed)
+    generator = torch.Generator().manual_seed(_SEED)
     others = {name: 1.0 for name in space.candidate_ops if name != "skip"}
     found: dict[str, tuple[float, Genotype]] = {}
     for number in range(_NUM_DRAWS):

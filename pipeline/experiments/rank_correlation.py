@@ -1,6 +1,6 @@
 """How far two orders of the same architectures agree, with intervals; and how far they could, given chance in training.
 
-Called by `proxies`. Architectures are resampled, within every seed; seeds are averaged.
+Called by `proxies`. Architectures are resampled, the same ones in every seed; seeds are averaged.
 
 Legend: K quantities, A architectures, N resamples.
 """
@@ -42,19 +42,17 @@ def estimate(seeds: Sequence[np.ndarray], statistic: Callable[..., np.ndarray], 
     """Average a statistic over seeds and bootstrap it over architectures.
 
     Args:
-        seeds: (K, A) quantities of the architectures of every seed.
+        seeds: (K, A) quantities of the same architectures in every seed.
         statistic: from K arrays (N, A) to (N,).
-        random_seed: of the resamples; the same draws of architectures serve all quantities.
+        random_seed: of the resamples; the same draws of architectures serve all quantities and seeds.
     """
     generator = np.random.default_rng(random_seed)
+    num_architectures = seeds[0].shape[1]
+    draws = generator.integers(0, num_architectures, (_NUM_RESAMPLES, num_architectures))
     value = float(np.mean([statistic(*quantities[:, None, :])[0] for quantities in seeds]))
-    resampled = np.zeros(_NUM_RESAMPLES)
-    for quantities in seeds:
-        size = quantities.shape[1]
-        draws = generator.integers(0, size, (_NUM_RESAMPLES, size))
-        resampled += statistic(*quantities[:, draws])  # (K, N, A)
+    resampled = np.mean([statistic(*quantities[:, draws]) for quantities in seeds], axis=0)  # of (K, N, A)
     tail = (1 - CONFIDENCE) / 2
-    low, high = np.quantile(resampled / len(seeds), (tail, 1 - tail))
+    low, high = np.quantile(resampled, (tail, 1 - tail))
     return Estimate(value=value, low=float(low), high=float(high))
 
 

@@ -195,11 +195,11 @@ def _legend(experiment: Experiment, facts: dict[str, Any]) -> str:
 
 
 def _finding(finding: Finding) -> dict[str, Any]:
-    """Return plain values; an interval without ends becomes null."""
+    """Return plain values; what is not known, such as the ends of an interval, becomes null."""
     claim = finding.claim
+    numbers = (finding.mean, finding.low, finding.high)
+    mean, low, high = (number if math.isfinite(number) else None for number in numbers)
     return {
-        "text": claim.text, "unit": claim.unit, "verdict": finding.verdict, "mean": finding.mean,
-        "low": finding.low if math.isfinite(finding.low) else None,
-        "high": finding.high if math.isfinite(finding.high) else None,
+        "text": claim.text, "unit": claim.unit, "verdict": finding.verdict, "mean": mean, "low": low, "high": high,
         "threshold": claim.threshold, "paper": claim.paper, "differences": list(finding.differences),
     }  # fmt: skip

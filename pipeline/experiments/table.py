@@ -67,7 +67,8 @@ def markdown_findings(findings: list[Finding]) -> str:
     lines = [f"**The paper's finding is {overall(findings)}** here (claims: {counted}).", ""]
     for finding in findings:
         claim = finding.claim
-        text = f"- *{finding.verdict}*: {claim.text}: {_signed(finding.mean, claim.digits)} {claim.unit}".rstrip()
+        mean = "unknown" if math.isnan(finding.mean) else f"{_signed(finding.mean, claim.digits)} {claim.unit}".rstrip()
+        text = f"- *{finding.verdict}*: {claim.text}: {mean}"
         if math.isfinite(finding.low):
             text += f", 95 % interval {_signed(finding.low, claim.digits)} to {_signed(finding.high, claim.digits)}"
         if claim.threshold:

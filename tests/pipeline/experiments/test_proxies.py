@@ -86,7 +86,7 @@ def test_architectures_cost_about_the_same(job: CellJob, monkeypatch: pytest.Mon
 def made_up(
     sign: int, num: int = 30, *, chance: float = 0.0, num_seeds: int = 3
 ) -> dict[int, dict[str, dict[str, float]]]:
-    """Seeds whose distances order the architectures exactly as, or against, what trainings make of them by and large."""
+    """Seeds whose distances order the architectures as, or against, what trainings make of them by and large."""
     rng = np.random.default_rng(0)
     seeds: dict[int, dict[str, dict[str, float]]] = {}
     for seed in range(num_seeds):

@@ -13,10 +13,10 @@ from pipeline import part_search
 from pipeline.data.part_data import split_images
 from pipeline.experiments import CellJob, load_experiment
 from pipeline.experiments.estimators import is_searched, step_memory
-from pipeline.experiments.searches import GENOTYPE_FILE, search_inputs
+from pipeline.experiments.searches import GENOTYPE_FILE, find_network, search_inputs
 from pipeline.experiments.whole_search import CleanPatches, WholeSearch, WholeSupernet
 from pipeline.priors import load_prior
-from pipeline.search_inputs import patch_sources, space_of
+from pipeline.search_inputs import cost_models, patch_sources, space_of
 from search_space import Genotype, PartSupernet, SearchSpace, space_op_specs
 
 SMALL = ("search.num_epochs=2", "search.num_patches=8", "retrain.num_epochs=1", "retrain.steps_per_epoch=2")
@@ -42,6 +42,23 @@ def prices(space: SearchSpace, size: int) -> LatencyTable:
         for spec in space_op_specs(space, height=size, width=size)
     }
     return LatencyTable(DeviceInfo.current(torch.device("cpu"), num_threads=1), timings)
+
+
+def test_a_network_keeps_to_the_budget_of_the_preset(make_job: Callable[..., CellJob]) -> None:
+    job = make_job("searched", *SMALL, "search.cost=latency", "search.derive_samples=16", "search.target_ms=null")
+    space = space_of(job.config, 16)
+    table = prices(space, job.config.latency.image_size)
+    job = replace(job, inputs=replace(job.inputs, table=table))
+    costs = cost_models(job.config, space, table.__getitem__)
+
+    def found_ms(target_ms: float | None) -> float:
+        for checkpoint in job.folder.glob("part*.pt"):
+            checkpoint.unlink()
+        genotype, _ = find_network(job, job.config.with_settings({"search.target_ms": target_ms}))
+        return sum(cost.of(part) for cost, part in zip(costs, genotype.parts, strict=True))
+
+    budget = 1.5 * sum(cost.minimum_frame_cost for cost in costs)
+    assert found_ms(budget) <= budget < found_ms(None)
 
 
 @pytest.mark.parametrize("variant", ["none", "parameters", "latency"])
@@ -153,9 +170,10 @@ def test_nas(make_job: Callable[..., CellJob], variant: str) -> None:
     experiment = load_experiment("nas")
     found = []
     for _ in range(2):
-        job = make_job(variant, *SMALL)
+        job = make_job(variant, *SMALL, "experiment.nas_epochs=2")
         found.append(experiment.run(job))
         assert found[-1].pop("search_seconds") > 0
+        assert found[-1]["num_steps"] == 4  # its own number of epochs, of two steps each
         assert experiment.measure(job)["measured_ms"] > 0
     assert found[0].keys() == TRAINED
     assert found[0] == found[1]
