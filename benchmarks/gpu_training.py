@@ -13,6 +13,7 @@ import gc
 import statistics
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 
 import numpy as np
 import torch
@@ -83,6 +84,78 @@ def largest_batch(work: Callable[[int], float], memory_gb: float) -> int:
     return fits
 
 
+Runs = dict[str, dict[str, list[float]]]
+
+
+def rates(runs: list[tuple[float, float]]) -> dict[str, list[float]]:
+    """Return what is reported of several (seconds per step, GB)."""
+    return {"steps_per_second": [1 / seconds for seconds, _ in runs], "gigabytes": [gb for _, gb in runs]}
+
+
+def config_of(
+    seed: int, precision: str, *, batch: int, steps: int, estimator: str = "sampled", compiled: bool = False
+) -> Config:
+    return load_config("paper-synthetic", [
+        f"seed={seed}", "search.cost=macs", "search.warmup_share=0", f"search.precision={precision}",
+        f"search.estimator={estimator}", f"search.batch_size={batch}", f"search.num_patches={2 * batch * steps}",
+        f"retrain.precision={precision}", f"retrain.batch_size={batch}", f"retrain.steps_per_epoch={steps}",
+        f"retrain.compile={str(compiled).lower()}", "retrain.distill_share=0",
+    ])  # fmt: skip
+
+
+def measure_searches(prior: Prior, images: list[np.ndarray], seed: int, steps: int, warmup_epochs: int) -> Runs:
+    found: Runs = {}
+    for precision in PRECISIONS:
+        config = config_of(seed, precision, batch=16, steps=steps)
+        # cuDNN plans every shape that it meets for the first time; the first part meets them for all.
+        epochs = [warmup_epochs + 1, 2, 2]
+        found[precision] = rates(
+            [measured(partial(search_seconds, config, prior, images, i, n)) for i, n in enumerate(epochs)]
+        )
+        print("search", precision, found[precision], flush=True)
+    return found
+
+
+def measure_estimators(prior: Prior, images: list[np.ndarray], seed: int) -> dict[str, tuple[float, float]]:
+    found = {}
+    for estimator in ESTIMATORS:
+        config = config_of(seed, "float32", batch=2, steps=4, estimator=estimator)
+        found[estimator] = measured(partial(search_seconds, config, prior, images, 1, 2))
+        print("estimator", estimator, found[estimator], flush=True)
+    return found
+
+
+def measure_trainings(images: list[np.ndarray], seed: int, steps: int) -> Runs:
+    found: Runs = {}
+    for name, (precision, compiled) in WAYS.items():
+        config = config_of(seed, precision, batch=32, steps=steps, compiled=compiled)
+        seeds = [seed] if compiled else range(seed, seed + 3)
+        found[name] = rates([measured(partial(retrain_seconds, config, images, s, 2)) for s in seeds])
+        print("retraining", name, found[name], flush=True)
+    return found
+
+
+def measure_fits(prior: Prior, images: list[np.ndarray], seed: int, memory_gb: float) -> dict[str, int]:
+    found = {}
+    for precision in PRECISIONS:
+
+        def search(batch: int, precision: str = precision) -> float:
+            return search_seconds(config_of(seed, precision, batch=batch, steps=4), prior, images, 1, 1)
+
+        def retraining(batch: int, precision: str = precision) -> float:
+            return retrain_seconds(config_of(seed, precision, batch=batch, steps=2), images, seed, 1)
+
+        found[f"search, {precision}"] = largest_batch(search, memory_gb)
+        found[f"retraining, {precision}"] = largest_batch(retraining, memory_gb)
+        print("fits", found, flush=True)
+    return found
+
+
+def row(name: str, run: dict[str, list[float]]) -> list[str]:
+    speeds, sizes = run["steps_per_second"], run["gigabytes"]
+    return [name, " ".join(f"{s:.1f}" for s in speeds), f"{statistics.fmean(speeds):.1f}", f"{max(sizes):.1f}"]
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seed", type=int, default=0)
@@ -93,62 +166,10 @@ def main() -> None:
     torch.manual_seed(options.seed)
     prior = MIRNet().to(DEVICE, memory_format=torch.channels_last).eval().requires_grad_(False)  # type: ignore[call-overload]
     images = list(photographs(TRAINING_PHOTOGRAPHS).values())
-
-    def config_of(
-        precision: str, *, batch: int, steps: int, estimator: str = "sampled", compiled: bool = False
-    ) -> Config:
-        return load_config("paper-synthetic", [
-            f"seed={options.seed}", "search.cost=macs", "search.warmup_share=0", f"search.precision={precision}",
-            f"search.estimator={estimator}", f"search.batch_size={batch}", f"search.num_patches={2 * batch * steps}",
-            f"retrain.precision={precision}", f"retrain.batch_size={batch}", f"retrain.steps_per_epoch={steps}",
-            f"retrain.compile={str(compiled).lower()}", "retrain.distill_share=0",
-        ])  # fmt: skip
-
-    searches: dict[str, dict[str, list[float]]] = {}
-    for precision in PRECISIONS:
-        config = config_of(precision, batch=16, steps=options.steps)
-        # cuDNN plans every shape that it meets for the first time; the first part meets them for all.
-        epochs = [options.warmup_epochs + 1, 2, 2]
-        runs = [
-            measured(lambda i=i, n=n, c=config: search_seconds(c, prior, images, i, n)) for i, n in enumerate(epochs)
-        ]
-        searches[precision] = {"steps_per_second": [1 / s for s, _ in runs], "gigabytes": [gb for _, gb in runs]}
-        print("search", precision, searches[precision], flush=True)
-    estimators = {}
-    for estimator in ESTIMATORS:
-        config = config_of("float32", batch=2, steps=4, estimator=estimator)
-        estimators[estimator] = measured(lambda c=config: search_seconds(c, prior, images, 1, 2))
-        print("estimator", estimator, estimators[estimator], flush=True)
-    trainings: dict[str, dict[str, list[float]]] = {}
-    for name, (precision, compiled) in WAYS.items():
-        config = config_of(precision, batch=32, steps=options.steps, compiled=compiled)
-        seeds = [options.seed] if compiled else range(options.seed, options.seed + 3)
-        runs = [measured(lambda s=s, c=config: retrain_seconds(c, images, s, 2)) for s in seeds]
-        trainings[name] = {"steps_per_second": [1 / s for s, _ in runs], "gigabytes": [gb for _, gb in runs]}
-        print("retraining", name, trainings[name], flush=True)
-    fits = {}
-    for precision in PRECISIONS:
-        fits[f"search, {precision}"] = largest_batch(
-            lambda b, p=precision: search_seconds(config_of(p, batch=b, steps=4), prior, images, 1, 1),
-            options.memory_gb,
-        )
-        fits[f"retraining, {precision}"] = largest_batch(
-            lambda b, p=precision: retrain_seconds(config_of(p, batch=b, steps=2), images, options.seed, 1),
-            options.memory_gb,
-        )
-        print("fits", fits, flush=True)
-    result = {
-        "search": searches,
-        "estimator_step_seconds_and_gigabytes_batch_2": estimators,
-        "retraining": trainings,
-        "largest_batch": fits,
-        "memory_gb": options.memory_gb,
-    }
-
-    def row(name: str, run: dict[str, list[float]]) -> list[str]:
-        speeds, sizes = run["steps_per_second"], run["gigabytes"]
-        return [name, " ".join(f"{s:.1f}" for s in speeds), f"{statistics.fmean(speeds):.1f}", f"{max(sizes):.1f}"]
-
+    searches = measure_searches(prior, images, options.seed, options.steps, options.warmup_epochs)
+    estimators = measure_estimators(prior, images, options.seed)
+    trainings = measure_trainings(images, options.seed, options.steps)
+    fits = measure_fits(prior, images, options.seed, options.memory_gb)
     rows = [row(f"search of a part, {name}", run) for name, run in searches.items()]
     rows += [row(f"retraining, {name}", run) for name, run in trainings.items()]
     print_table("paper scale: C = 64, 128x128, batch 16 (search) and 32 (retraining)",
@@ -157,6 +178,13 @@ def main() -> None:
                 [[name, f"{s:.2f}", f"{gb:.1f}"] for name, (s, gb) in estimators.items()])  # fmt: skip
     print_table(f"largest batch within {options.memory_gb:g} GB", ["work", "batch"],
                 [[name, str(batch)] for name, batch in fits.items()])  # fmt: skip
+    result = {
+        "search": searches,
+        "estimator_step_seconds_and_gigabytes_batch_2": estimators,
+        "retraining": trainings,
+        "largest_batch": fits,
+        "memory_gb": options.memory_gb,
+    }
     print(write_result("gpu_training", result, seeds=[options.seed], num_threads=torch.get_num_threads(),
                        device=DEVICE))  # fmt: skip
 

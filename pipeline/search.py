@@ -24,7 +24,7 @@ from pipeline.search_inputs import SearchInputs
 from search_space import CostModel, Genotype, SearchSpace
 
 EpochLog = Callable[[int, int, dict[str, float]], None]
-_POLL_SECONDS = 0.5
+_LOOK_SECONDS = 0.5  # between looks at parts that have no place yet
 _PATIENCE_SECONDS = 10.0  # until a part that waits for a place is told of
 _RESERVED_SECONDS = 60.0  # until a place that was reserved is given up
 _logger = logging.getLogger(__name__)
@@ -120,7 +120,7 @@ def search_parts(
     while running:
         for index in running:
             places[index].look()
-        ready, _ = ray.wait(list(running.values()), timeout=_POLL_SECONDS)
+        ready, _ = ray.wait(list(running.values()), timeout=_LOOK_SECONDS)
         for index in [index for index, news in running.items() if news in ready]:
             try:
                 take_news(index)  # a part that failed ends the search at once

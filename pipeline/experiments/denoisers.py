@@ -26,7 +26,7 @@ from pipeline.evaluation.noise import PAIRS, NoisySample, TestNoise, parse_noise
 from pipeline.experiments.cells import FILES_FOLDER, cell_name
 from pipeline.experiments.drawing import new_figure, save_figure
 from pipeline.experiments.experiment import CellJob, Claim, Column, Experiment, Values, Variant, compare
-from pipeline.experiments.networks import COST_COLUMNS, PSNR, time_network, train
+from pipeline.experiments.networks import COST_COLUMNS, PSNR, time_network, train, with_l1_alone
 from pipeline.experiments.searches import GENOTYPE_FILE, find_network
 from pipeline.metrics import psnr_db
 from pipeline.pictures import most_detailed_crop
@@ -53,8 +53,7 @@ _COLUMNS = [
 
 def run(job: CellJob) -> Values:
     """Train, where there is something to train, and score on the validation images and on the sets of the settings."""
-    num_epochs = job.config.experiment.denoiser_epochs or job.config.retrain.num_epochs
-    config = job.config.with_settings({"retrain.distill_share": 0.0, "retrain.num_epochs": num_epochs})
+    config = with_l1_alone(job.config, job.config.experiment.denoiser_epochs)
     if config.experiment.data:  # several kinds and strengths of noise are asked for
         config = config.with_settings({"noise.model": "mixed", "noise.sigma_255": [0.0, 55.0]})
     if job.variant == NOISY:

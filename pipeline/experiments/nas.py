@@ -15,7 +15,7 @@ from pipeline.baselines import build_baseline, load_baseline, save_baseline
 from pipeline.config import Config
 from pipeline.data.patches import PatchSource
 from pipeline.experiments.experiment import CellJob, Claim, Column, Experiment, Values, Variant, compare
-from pipeline.experiments.networks import COST_COLUMNS, PSNR, time_network, train_and_score
+from pipeline.experiments.networks import COST_COLUMNS, PSNR, time_network, train_and_score, with_l1_alone
 from pipeline.experiments.searches import (
     GENOTYPE_FILE,
     PART_FILES,
@@ -45,10 +45,7 @@ _PEERS: dict[str, Callable[[], Any]] = {
 
 def run(job: CellJob) -> Values:
     """Search as the variant does, retrain from scratch and score; `search_seconds` is the search alone."""
-    num_epochs = job.config.experiment.nas_epochs or job.config.retrain.num_epochs
-    config = regardless_of_cost(job.config).with_settings(
-        {"retrain.distill_share": 0.0, "retrain.num_epochs": num_epochs}
-    )
+    config = with_l1_alone(regardless_of_cost(job.config), job.config.experiment.nas_epochs)
     for path in job.folder.glob(PART_FILES):  # of a cell that was interrupted: what it had searched was not timed
         path.unlink()
     start = time.perf_counter()

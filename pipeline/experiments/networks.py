@@ -29,6 +29,12 @@ LATENCY = Column(key="measured_ms", title="measured, ms", digits=2, paper_title=
 COST_COLUMNS = (PARAMETERS, MACS, LATENCY)
 
 
+def with_l1_alone(config: Config, num_epochs: int | None) -> Config:
+    """Return the settings of trainings with L1 alone, of so many epochs where an experiment has a length of its own."""
+    num_epochs = num_epochs or config.retrain.num_epochs
+    return config.with_settings({"retrain.distill_share": 0.0, "retrain.num_epochs": num_epochs})
+
+
 def train_and_score(job: CellJob, config: Config, network: nn.Module) -> Values:
     """Train a freshly initialised network as `retrain` says, and score it on the validation images.
 

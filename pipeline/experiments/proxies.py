@@ -20,7 +20,7 @@ from pipeline.config import Config
 from pipeline.evaluate import evaluate_denoiser, mean_score
 from pipeline.experiments.drawing import new_figure, save_figure
 from pipeline.experiments.experiment import CellJob, Claim, Column, Experiment, Summary, Values, Variant
-from pipeline.experiments.networks import PSNR, patch_source, train_and_score
+from pipeline.experiments.networks import PSNR, patch_source, train_and_score, with_l1_alone
 from pipeline.experiments.random_architectures import predicted_ms, shared_architectures
 from pipeline.experiments.rank_correlation import Estimate, attainable_tau, estimate, kendall_tau, pearson
 from pipeline.experiments.searches import search_inputs
@@ -62,8 +62,7 @@ _ValuesBySeed = Mapping[int, Mapping[str, Values]]
 
 def run(job: CellJob) -> Values:
     """Score one architecture with every proxy, and after both trainings."""
-    num_epochs = job.config.experiment.proxy_epochs or job.config.retrain.num_epochs
-    config = job.config.with_settings({"retrain.distill_share": 0.0, "retrain.num_epochs": num_epochs})
+    config = with_l1_alone(job.config, job.config.experiment.proxy_epochs)
     prior = load_prior(config.prior.weights)
     space = space_of(config, prior.num_channels)
     inputs = search_inputs(job, config, prior)
@@ -121,12 +120,12 @@ def reliability(values: _ValuesBySeed, target: str) -> tuple[Estimate, Estimate]
 
 def summarise(values: _ValuesBySeed) -> Summary:
     """Make the table of all rank correlations, with what chance in training leaves attainable."""
-    rows = [{"proxy": proxy, "target": target} | vars(agreement(values, proxy, target))
-            for proxy in PROXIES for target in TARGETS]  # fmt: skip
+    found = {(proxy, target): agreement(values, proxy, target) for proxy in PROXIES for target in TARGETS}
+    rows = [{"proxy": proxy, "target": target} | vars(tau) for (proxy, target), tau in found.items()]
     titles = ["what a search can see", *(f"tau, {label}" for label, _ in TARGETS.values())]
     lines = [titles, ["---", *["---:"] * len(TARGETS)]]
     for proxy, (label, _) in PROXIES.items():
-        lines.append([label, *(_interval_text(agreement(values, proxy, target)) for target in TARGETS)])
+        lines.append([label, *(_interval_text(found[proxy, target]) for target in TARGETS)])
     ms, num_steps = _numbers(values, "predicted_ms"), int(_numbers(values, "num_steps").max())
     paragraphs = [
         f"Kendall's tau over {ms.shape[1]} architectures of {ms.min():.2f} to {ms.max():.2f} predicted ms, +1 where "
@@ -134,26 +133,25 @@ def summarise(values: _ValuesBySeed) -> Summary:
         f"of {num_steps} steps, averaged over the seeds, with the 95 % bootstrap interval over the architectures."
     ]
     for target, (label, key) in TARGETS.items():
-        paragraphs.append(f"*{label.capitalize()}*: {_chance_sentence(values, target)}")
-        for name, found in zip(("tau", "Pearson"), reliability(values, target) or (), strict=False):
-            rows.append({"proxy": f"{key} of another seed ({name})", "target": target} | vars(found))
+        reliable = reliability(values, target)
+        paragraphs.append(f"*{label.capitalize()}*: {_chance_sentence(_numbers(values, key), reliable)}")
+        for name, number in zip(("tau", "Pearson"), reliable or (), strict=False):
+            rows.append({"proxy": f"{key} of another seed ({name})", "target": target} | vars(number))
     table = "\n".join("| " + " | ".join(line) + " |" for line in lines)
     text = "\n\n".join(paragraphs)
     return Summary(name="rank_correlations", frame=pd.DataFrame(rows), markdown=f"{table}\n\n{text}\n")
 
 
-def _chance_sentence(values: _ValuesBySeed, target: str) -> str:
-    """Say how much chance there is in a training, and how well a proxy could do."""
-    found = reliability(values, target)
-    if found is None:
+def _chance_sentence(psnr: np.ndarray, reliable: tuple[Estimate, Estimate] | None) -> str:
+    """Say how much chance there is in a training, by (seeds, A) of them, and how well a proxy could do."""
+    if reliable is None:
         return "one seed does not tell how much chance there is in a training."
-    tau, r = found
-    psnr = _numbers(values, TARGETS[target][1])
+    tau, r = reliable
     return (
         f"means spread by {np.std(psnr.mean(axis=0), ddof=1):.2f} dB (standard deviation); chance in one training, by "
         f"{_chance(psnr):.2f} dB. Trainings of two seeds correlate with r {_interval_text(r)}, tau "
         f"{_interval_text(tau)}: a proxy that knew what trainings come to on average would reach a tau of about "
-        f"{attainable_tau(r.value, num_averaged=len(values)):.2f} with the mean of these."
+        f"{attainable_tau(r.value, num_averaged=len(psnr)):.2f} with the mean of these."
     )
 
 

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from ops import OpSpec, create_op
 from pipeline.experiments.experiment import CellJob, Claim, Experiment, Values, Variant, compare
-from pipeline.experiments.networks import COST_COLUMNS, PSNR, time_network, train_and_score
+from pipeline.experiments.networks import COST_COLUMNS, PSNR, time_network, train_and_score, with_l1_alone
 from pipeline.priors import load_prior
 
 _NUM_INNER = 12
@@ -77,8 +77,7 @@ def build_model(name: str, channels: int) -> ToyNetwork:
 
 def run(job: CellJob) -> Values:
     """Train and score one of the five models; there is no prior in it (Eq. 14 without L_dp)."""
-    num_epochs = job.config.experiment.toy_epochs or job.config.retrain.num_epochs
-    config = job.config.with_settings({"retrain.distill_share": 0.0, "retrain.num_epochs": num_epochs})
+    config = with_l1_alone(job.config, job.config.experiment.toy_epochs)
     torch.manual_seed(config.seed)
     return train_and_score(job, config, build_model(job.variant, _num_channels(job)))
 
