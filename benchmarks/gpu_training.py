@@ -5,7 +5,8 @@
 Part searches: C = 64, 128x128, batch 16, live features of a MIRNet of published size with random weights (the work is
 the same); a step is one architecture and one weight step, as after the warm-up. Retraining: L1 alone, batch 32, three
 random architectures. float32 uses TF32 in convolutions, which is torch's default. Memory is the most that torch had
-allocated. What fits is tried: the largest batch of a few that runs while torch may use `--memory-gb`.
+allocated. What fits is tried: the largest batch of a few that runs while torch may use `--memory-gb`. Every piece is
+written when it is done, so that a benchmark that is killed keeps those before.
 """
 
 import argparse
@@ -14,6 +15,7 @@ import statistics
 from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
+from typing import Any
 
 import numpy as np
 import torch
@@ -166,27 +168,27 @@ def main() -> None:
     torch.manual_seed(options.seed)
     prior = MIRNet().to(DEVICE, memory_format=torch.channels_last).eval().requires_grad_(False)  # type: ignore[call-overload]
     images = list(photographs(TRAINING_PHOTOGRAPHS).values())
+    result: dict[str, Any] = {"memory_gb": options.memory_gb}
+
+    def finish(name: str, value: Any, title: str, columns: list[str], rows: list[list[str]]) -> None:
+        result[name] = value
+        write_result("gpu_training", result, seeds=[options.seed], num_threads=torch.get_num_threads(), device=DEVICE)
+        print_table(title, columns, rows)
+
+    columns = ["precision", "steps/s of each", "mean", "most GB"]
     searches = measure_searches(prior, images, options.seed, options.steps, options.warmup_epochs)
-    estimators = measure_estimators(prior, images, options.seed)
+    finish("search", searches, "searches of the parts: C = 64, 128x128, batch 16", columns,
+           [row(name, run) for name, run in searches.items()])  # fmt: skip
     trainings = measure_trainings(images, options.seed, options.steps)
+    finish("retraining", trainings, "retraining: C = 64, 128x128, batch 32", columns,
+           [row(name, run) for name, run in trainings.items()])  # fmt: skip
+    estimators = measure_estimators(prior, images, options.seed)
+    finish("estimator_step_seconds_and_gigabytes_batch_2", estimators,
+           "a step of part 1, batch 2, all eight operators", ["estimator", "s", "GB"],
+           [[name, f"{s:.2f}", f"{gb:.1f}"] for name, (s, gb) in estimators.items()])  # fmt: skip
     fits = measure_fits(prior, images, options.seed, options.memory_gb)
-    rows = [row(f"search of a part, {name}", run) for name, run in searches.items()]
-    rows += [row(f"retraining, {name}", run) for name, run in trainings.items()]
-    print_table("paper scale: C = 64, 128x128, batch 16 (search) and 32 (retraining)",
-                ["work", "steps/s of each", "mean", "most GB"], rows)  # fmt: skip
-    print_table("a step of part 1, batch 2, all eight operators", ["estimator", "s", "GB"],
-                [[name, f"{s:.2f}", f"{gb:.1f}"] for name, (s, gb) in estimators.items()])  # fmt: skip
-    print_table(f"largest batch within {options.memory_gb:g} GB", ["work", "batch"],
-                [[name, str(batch)] for name, batch in fits.items()])  # fmt: skip
-    result = {
-        "search": searches,
-        "estimator_step_seconds_and_gigabytes_batch_2": estimators,
-        "retraining": trainings,
-        "largest_batch": fits,
-        "memory_gb": options.memory_gb,
-    }
-    print(write_result("gpu_training", result, seeds=[options.seed], num_threads=torch.get_num_threads(),
-                       device=DEVICE))  # fmt: skip
+    finish("largest_batch", fits, f"largest batch within {options.memory_gb:g} GB", ["work", "batch"],
+           [[name, str(batch)] for name, batch in fits.items()])  # fmt: skip
 
 
 if __name__ == "__main__":
