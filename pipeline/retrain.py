@@ -142,15 +142,15 @@ def train_worker(settings: dict[str, Any]) -> str | None:
         for part, weights in zip(network.parts, ray.get(settings["inherited"]), strict=True):
             part.load_state_dict(weights)
     prior = load_prior(config.prior.weights, device=device)
-    seed = config.seed * num_workers + rank
     trainer = Trainer(
         network,
-        training_patches(config, ray.get(settings["images"]), prior, seed=seed, num_workers=num_workers),
+        training_patches(config, ray.get(settings["images"]), prior, seed=config.seed),
         config.retrain,
         prior=prior,
-        seed=seed,
+        seed=config.seed,
         device=device,
         wrap=(lambda module: ray.train.torch.prepare_model(module)) if num_workers > 1 else (lambda module: module),
+        rank=rank,
         num_workers=num_workers,
     )
     history: list[tuple[int, dict[str, float]]] = []
@@ -159,18 +159,17 @@ def train_worker(settings: dict[str, Any]) -> str | None:
             state = load_checkpoint(Path(directory) / _STATE_FILE, map_location=device)
         with restoring(f"{checkpoint.path}/{_STATE_FILE}"):
             history = [(int(epoch), dict(metrics)) for epoch, metrics in state["history"]]
-            trainer.load_state(state | {"generator": _generator_of(rank, state["generators"], config.seed)})
+            trainer.load_state(state)
     for epoch in range(len(history), config.retrain.num_epochs):
         try:
             metrics = trainer.run_epoch()
         except FloatingPointError as error:  # of every worker at the same step: gradients are shared before they count
             return f"epoch {epoch + 1}: {error}; the last good checkpoint is epoch {epoch}"
         history.append((epoch + 1, metrics))
-        generators = _gather_generators(trainer.generator.get_state(), num_workers)
         with tempfile.TemporaryDirectory() as directory:
             report = None
             if rank == 0:
-                state = trainer.state() | {"history": history, "generators": generators}
+                state = trainer.state() | {"history": history}
                 save_checkpoint(Path(directory) / _STATE_FILE, state)
                 report = ray.train.Checkpoint.from_directory(directory)
             ray.train.report(metrics, checkpoint=report)
@@ -179,27 +178,6 @@ def train_worker(settings: dict[str, Any]) -> str | None:
             ray.train.get_all_reported_checkpoints(consistency_mode=ray.train.CheckpointConsistencyMode.COMMITTED)
             settings["queue"].put((epoch + 1, metrics))
     return None
-
-
-def _gather_generators(state: Tensor, num_workers: int) -> list[Tensor]:
-    """Collect every worker's random state, so that each resumes its own."""
-    if num_workers == 1:
-        return [state]
-    gathered: list[Tensor | None] = [None] * num_workers
-    torch.distributed.all_gather_object(gathered, state)
-    return [tensor for tensor in gathered if tensor is not None]
-
-
-def _generator_of(rank: int, saved: list[Tensor], seed: int) -> Tensor:
-    """Return the random state that a worker goes on with.
-
-    Where there are more workers than before, those beyond begin numbers of their own: two with the same state would
-    train on the same patches.
-    """
-    if rank < len(saved):
-        return saved[rank]
-    digest = hashlib.sha256(saved[0].cpu().numpy().tobytes() + f"{seed} {rank}".encode()).digest()
-    return torch.Generator().manual_seed(int.from_bytes(digest[:7], "little")).get_state()
 
 
 def _this_node(resources: dict[str, int], num_workers: int) -> dict[str, str]:

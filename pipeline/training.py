@@ -30,10 +30,12 @@ class Trainer:
         source: where patches come from; distilled ones bring the prior's denoised patches as a second target.
         config: numbers of the training.
         prior: for L_dp in the first `distill_share` of the training, or None.
-        seed: of the patches; workers use different ones.
+        seed: of the patches, the same for all workers.
         device: where to train.
         wrap: applied to the module that the optimiser sees, for example `ray.train.torch.prepare_model`.
-        num_workers: that share the batch.
+        rank: of this worker.
+        num_workers: that share the batch. Each draws all of it and keeps its rows, so that patches and noise do not
+            depend on their number.
         max_seconds: train for so long instead of `num_epochs`; the schedule follows the clock. For comparisons at equal
             time; results then depend on the machine.
     """
@@ -48,6 +50,7 @@ class Trainer:
         seed: int,
         device: torch.device,
         wrap: Callable[[nn.Module], nn.Module] = lambda module: module,
+        rank: int = 0,
         num_workers: int = 1,
         max_seconds: float | None = None,
     ) -> None:
@@ -56,7 +59,7 @@ class Trainer:
         self.config = config
         self.prior = prior if config.distill_share > 0 else None
         self.device = device
-        self.batch_size = config.batch_size // num_workers
+        self.rows = slice(rank, None, num_workers)  # of a batch
         self.max_seconds = max_seconds
         self.generator = torch.Generator().manual_seed(seed)
         outputs: nn.Module = _Outputs(self.network)
@@ -110,8 +113,8 @@ class Trainer:
         """Return the loss, or None where it or a gradient was not finite and nothing was changed."""
         config, progress = self.config, self.progress
         noisy, clean, *denoised = (
-            t.to(self.device, memory_format=torch.channels_last)
-            for t in self.source.sample(self.batch_size, self.generator)
+            t[self.rows].to(self.device, memory_format=torch.channels_last)
+            for t in self.source.sample(config.batch_size, self.generator)
         )
         prior_denoised = denoised[0] if denoised else None
         self.num_steps += 1

@@ -21,7 +21,7 @@ _BATCH_SIZE = 16  # patches that the prior denoises at a time
 
 
 def training_patches(
-    config: Config, images: Sequence[np.ndarray], prior: Prior, *, seed: int, num_workers: int = 1
+    config: Config, images: Sequence[np.ndarray], prior: Prior, *, seed: int
 ) -> "PatchSource | DistilledPatches":
     """Return the patches that `noise` and `retrain` describe: fresh ones, or `retrain.distilled_patches` fixed ones.
 
@@ -29,13 +29,12 @@ def training_patches(
         config: settings of the training.
         images: (H, W, 3) clean training images, see `PatchSource`.
         prior: the denoiser to learn from.
-        seed: of the fixed patches; workers use different ones.
-        num_workers: that share the patches.
+        seed: of the fixed patches.
     """
     source = noisy_patches(images, config.noise, patch_size=config.retrain.patch_size)
     if config.retrain.distilled_patches == 0:
         return source
-    return DistilledPatches(source, prior, num_patches=-(-config.retrain.distilled_patches // num_workers), seed=seed)
+    return DistilledPatches(source, prior, num_patches=config.retrain.distilled_patches, seed=seed)
 
 
 class DistilledPatches:

@@ -11,7 +11,7 @@ Called by `pipeline.evaluation.command` and by the experiments. Names:
     pairs               the noisy images of the set
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -66,7 +66,7 @@ class TestNoise:
     def samples(self, dataset: Dataset) -> Iterator[NoisySample]:
         """Go over the images of `dataset` in its order."""
         self.check(dataset)
-        known = recognise(dataset.names) if self.case else None
+        known = recognise(dataset.names, dataset.load(dataset.names[0]).clean.shape[:2]) if self.case else None
         if known is not None:
             yield from self._protocol_samples(dataset, known)
             return
@@ -114,6 +114,18 @@ def parse_noise(name: str) -> TestNoise:
         gain, sigma = numbers[0] / 255, numbers[1] / 255
         return TestNoise(name=name, add=lambda clean: _add_poisson(clean, gain, sigma))
     raise ValueError(f"noise must be one of {NAMES_HELP}, with levels in [0, 255]; got {name!r}")
+
+
+def noises_of(dataset: Dataset, names: Sequence[str]) -> list[TestNoise]:
+    """Return the noises that `dataset` is scored with: its own if it has pairs, those of `names` otherwise.
+
+    Raises:
+        ValueError: as `parse_noise` and `TestNoise.check`.
+    """
+    noises = [parse_noise(name) for name in ((PAIRS,) if dataset.is_paired else names)]
+    for noise in noises:
+        noise.check(dataset)
+    return noises
 
 
 def _level(text: str) -> float | None:

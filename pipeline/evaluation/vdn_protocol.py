@@ -9,6 +9,7 @@ Two quirks are kept: images are cropped to multiples of 16, and inside a case th
 from that of the image before it, not from the map of 256x256.
 """
 
+import math
 import re
 from collections.abc import Iterable, Iterator
 from functools import cache
@@ -38,25 +39,26 @@ _LIVE1 = {
     "woman": 480 * 720, "womanhat": 480 * 720,
 }  # fmt: skip
 _SET5 = {"baby": 512 * 512, "bird": 288 * 288, "butterfly": 256 * 256, "head": 272 * 272, "woman": 224 * 336}
-_NUM_CBSD68, _CBSD68_PIXELS = 68, 480 * 320
+_NUM_CBSD68, _CBSD68_SIDES = 68, [320, 480]  # cropped, in pixels
 _PIXELS = {
     "LIVE1": tuple(_LIVE1.values()),
     "Set5": tuple(_SET5.values()),
-    "CBSD68": (_CBSD68_PIXELS,) * _NUM_CBSD68,
+    "CBSD68": (math.prod(_CBSD68_SIDES),) * _NUM_CBSD68,
 }
 
 
-def recognise(names: Iterable[str]) -> str | None:
+def recognise(names: Iterable[str], size: tuple[int, int]) -> str | None:
     """Return which of LIVE1, Set5 and CBSD68 has images of these file stems, or None.
 
-    CBSD68 is recognised as 68 stems of digits.
+    CBSD68 is recognised as 68 stems of digits whose first image has `size` 321 x 481 or 481 x 321, or that cropped.
     """
     stems = sorted(name.split("_")[0] for name in names)
     if stems == sorted(_LIVE1):
         return "LIVE1"
     if stems == sorted(_SET5):
         return "Set5"
-    if len(stems) == _NUM_CBSD68 and all(re.fullmatch(r"\d+", stem) for stem in stems):
+    sides = sorted(side - side % _CROP for side in size)
+    if len(stems) == _NUM_CBSD68 and sides == _CBSD68_SIDES and all(re.fullmatch(r"\d+", stem) for stem in stems):
         return "CBSD68"
     return None
 

@@ -24,6 +24,7 @@ def experiment_command(options: argparse.Namespace, console: Console) -> None:
     from pipeline.cluster import ray_session
     from pipeline.data.datasets import open_dataset
     from pipeline.data.loading import check_dataset
+    from pipeline.evaluation.noise import noises_of
     from pipeline.experiments.cells import claim_experiment, read_records
     from pipeline.experiments.experiment import Inputs
     from pipeline.experiments.experiment_tracking import ExperimentTracking
@@ -37,8 +38,12 @@ def experiment_command(options: argparse.Namespace, console: Console) -> None:
     if options.seeds < 1:
         raise ValueError(f"`--seeds` must be at least 1, got {options.seeds}")
     config = _config(options)
-    for source in config.experiment.data:
-        check_dataset(open_dataset(source, promote_grey=config.data.promote_grey))
+    sets = [open_dataset(source, promote_grey=config.data.promote_grey) for source in config.experiment.data]
+    if len({dataset.name for dataset in sets}) < len(sets):
+        raise ValueError(f"`experiment.data` must name folders of distinct names, got {list(config.experiment.data)}")
+    for dataset in sets:
+        noises_of(dataset, config.experiment.noise)
+        check_dataset(dataset)
     with ExitStack() as stack:
         progress = stack.enter_context(ProgressReport(console))
         run = open_run(config, progress=progress)

@@ -6,6 +6,7 @@ scored on the sets that `experiment.data` names; quality is drawn against measur
 
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import replace
 from functools import partial
 from itertools import islice
 from pathlib import Path
@@ -22,7 +23,7 @@ from pipeline.data.datasets import Dataset, open_dataset
 from pipeline.data.images import read_image, to_8_bit, white_level, write_image
 from pipeline.denoise import denoise_image
 from pipeline.evaluate import ImageScore, evaluate_denoiser, mean_score, score_image
-from pipeline.evaluation.noise import PAIRS, NoisySample, TestNoise, parse_noise
+from pipeline.evaluation.noise import PAIRS, NoisySample, TestNoise, noises_of
 from pipeline.experiments.cells import FILES_FOLDER, cell_name
 from pipeline.experiments.drawing import new_figure, save_figure
 from pipeline.experiments.experiment import CellJob, Claim, Column, Experiment, Values, Variant, compare
@@ -33,8 +34,9 @@ from pipeline.pictures import most_detailed_crop
 from search_space import Genotype, build_network
 
 SEARCHED, NOISY, BLOCK_MATCHING = "searched", "noisy", "bm3d"
-WEIGHTS_FILE, CROP_FILE = "model.safetensors", "crop.png"
-_CROP_SIZE = 96
+CLEAN = "clean"  # beside the variants, in the figure of crops
+WEIGHTS_FILE = "model.safetensors"
+_CROP_SIZE, _CROP_FILES = 96, "crop*.png"
 
 # Sizes that train on two cores; at the paper's scale the baselines' own are used.
 _SMALL: dict[str, dict[str, object]] = {
@@ -49,12 +51,19 @@ _COLUMNS = [
       (("awgn", (15, 25, 50)), ("niid", (1, 2, 3))) for level in levels),
     ("PolyU100", PAIRS),
 ]  # fmt: skip
+# Table V, in the order of the columns. The paper has no NAFNet and no plain U-Net.
+_PAPER = {
+    "bm3d": (32.67, 29.83, 26.81, 26.51, 25.28, 26.44, 33.42, 30.92, 28.16, 27.76, 26.34, 27.88),
+    "dncnn": (33.87, 31.22, 27.91, 28.73, 28.15, 28.11, 34.04, 31.88, 28.95, 29.85, 29.04, 29.13),
+    "mirnet": (34.09, 31.48, 28.25, 29.07, 28.72, 28.50, 34.59, 32.44, 29.52, 30.46, 29.93, 29.83),
+    "searched": (34.49, 31.89, 28.71, 29.36, 28.99, 28.79, 35.07, 32.92, 30.10, 30.82, 30.12, 30.13),
+}
 
 
 def run(job: CellJob) -> Values:
     """Train, where there is something to train, and score on the validation images and on the sets of the settings."""
     config = with_l1_alone(job.config, job.config.experiment.denoiser_epochs)
-    if config.experiment.data:  # several kinds and strengths of noise are asked for
+    if config.experiment.data and config.noise.model != PAIRS:  # several kinds and strengths of noise are asked for
         config = config.with_settings({"noise.model": "mixed", "noise.sigma_255": [0.0, 55.0]})
     if job.variant == NOISY:
         return _scores(job, config, lambda sigma: nn.Identity())
@@ -95,7 +104,7 @@ def front(points: Mapping[str, tuple[float, float]]) -> list[str]:
 
 
 def draw(values: Mapping[int, Mapping[str, Values]], folder: Path) -> list[Path]:
-    """Draw PSNR against measured milliseconds with the front, and the crops of the first seed side by side."""
+    """Draw PSNR against measured milliseconds with the front, and the crops of the first seed, a row per image."""
     labels = {variant.name: variant.label for variant in EXPERIMENT.variants}
     points = {
         name: (fmean(of_seed[name]["measured_ms"] for of_seed in values.values()),
@@ -115,13 +124,19 @@ def draw(values: Mapping[int, Mapping[str, Values]], folder: Path) -> list[Path]
     axis.set_xlabel("measured ms")
     axis.set_ylabel("PSNR (8 bit), dB")
     paths = [save_figure(figure, folder, "front")]
-    crops = list(_crops(folder, min(values)))
-    if crops:
-        figure, (axes,) = new_figure(1, len(crops), inches=(1.7 * len(crops), 2.2))
-        for axis, (name, crop, decibels) in zip(axes, crops, strict=True):
-            axis.imshow(to_8_bit(crop), interpolation="nearest")
-            axis.set_axis_off()
-            axis.set_title(labels.get(name, name) + ("" if decibels is None else f"\n{decibels:.2f} dB"), fontsize=8)
+    rows = _crops(folder, min(values))
+    if rows:
+        columns = [name for name in (*labels, CLEAN) if any(name in row for row in rows.values())]
+        figure, grid = new_figure(len(rows), len(columns), inches=(1.7 * len(columns), 2.0 * len(rows)))
+        for (image_name, row), axes in zip(rows.items(), grid, strict=True):
+            axes[0].set_ylabel(image_name, fontsize=8)
+            for name, axis in zip(columns, axes, strict=True):
+                axis.set(xticks=[], yticks=[], frame_on=False)
+                if name in row:
+                    crop, decibels = row[name]
+                    axis.imshow(to_8_bit(crop), interpolation="nearest")
+                    under = "" if decibels is None else f"\n{decibels:.2f} dB"
+                    axis.set_xlabel(labels.get(name, name) + under, fontsize=8)
         paths.append(save_figure(figure, folder, "crops"))
     return paths
 
@@ -139,42 +154,49 @@ def _block_matching(job: CellJob, config: Config) -> Values:
         from pipeline.evaluation.block_matching import BM3D
     except ModuleNotFoundError:
         return {}
-    return _scores(job, config, lambda sigma: BM3D(sigma=sigma))
+    return _scores(job, config.with_settings({"device": "cpu"}), lambda sigma: BM3D(sigma=sigma))
 
 
 def _scores(job: CellJob, config: Config, denoiser: Callable[[float | None], nn.Module]) -> Values:
     """Return `psnr_db` and `ssim` on the validation images, and `psnr_db SET NOISE` on the sets of the settings.
 
     Args:
-        job: of the cell; a crop of the first validation image is left in its folder.
+        job: of the cell; crops of the first validation image, and of the first image of every set with the last noise
+            of every kind, are left in its folder.
         config: its settings.
         denoiser: from sigma on the [0, 1] scale, or None where it varies, to a network.
     """
     images, sigma, tile_size = job.inputs.validation_images, config.noise.validation_sigma, config.evaluate.tile_size
+    is_real = config.noise.model == PAIRS
     scores = evaluate_denoiser(
-        denoiser(sigma), images, sigma=sigma, device=config.device, tile_size=tile_size, keep_images=True
-    )
-    _save_crop(job.folder / CROP_FILE, scores[0], next(iter(images.values()))[..., :3])
+        denoiser(None if is_real else sigma), images, sigma=sigma, device=config.device, tile_size=tile_size,
+        keep_images=True,
+    )  # fmt: skip
+    _save_crop(job.folder, 0, scores[0], next(iter(images.values()))[..., :3])
     mean = mean_score(scores)
     values = {"psnr_db": mean.psnr_db, "ssim": mean.ssim}
-    for dataset, noise in _sets(config):
-        network = denoiser(noise.sigma)
-        found = [
-            score_image(
-                partial(denoise_image, network, tile_size=tile_size, device=config.device),
-                name=sample.name, clean=sample.clean, noisy=sample.noisy,
-            ).psnr_db
-            for sample in _spread(noise.samples(dataset), len(dataset), config.experiment.max_images)
-        ]  # fmt: skip
+    for number, (dataset, noise, is_drawn) in enumerate(_sets(config), start=1):
+        denoise = partial(denoise_image, denoiser(noise.sigma), tile_size=tile_size, device=config.device)
+        found = []
+        for sample in _spread(noise.samples(dataset), len(dataset), config.experiment.max_images):
+            score = score_image(
+                denoise, name=sample.name, clean=sample.clean, noisy=sample.noisy, keep_images=is_drawn and not found
+            )
+            if score.denoised is not None:
+                _save_crop(job.folder, number, replace(score, name=f"{dataset.name} {noise.name}"), sample.clean)
+            found.append(score.psnr_db)
         values[f"psnr_db {dataset.name} {noise.name}"] = fmean(found)
     return values
 
 
-def _sets(config: Config) -> Iterator[tuple[Dataset, TestNoise]]:
+def _sets(config: Config) -> Iterator[tuple[Dataset, TestNoise, bool]]:
+    """Yield every set with every noise, and whether a crop is drawn: with the last noise of every kind."""
     for source in config.experiment.data:
         dataset = open_dataset(source, promote_grey=config.data.promote_grey)
-        for name in (PAIRS,) if dataset.is_paired else config.experiment.noise:
-            yield dataset, parse_noise(name)
+        noises = noises_of(dataset, config.experiment.noise)
+        last = {noise.name.partition(":")[0]: noise.name for noise in noises}
+        for noise in noises:
+            yield dataset, noise, noise.name in last.values()
 
 
 def _spread(samples: Iterable[NoisySample], num: int, most: int | None) -> Iterator[NoisySample]:
@@ -182,30 +204,32 @@ def _spread(samples: Iterable[NoisySample], num: int, most: int | None) -> Itera
     return islice(samples, 0, None, 1 if most is None else math.ceil(num / most))
 
 
-def _save_crop(path: Path, score: ImageScore, clean: np.ndarray) -> None:
+def _save_crop(folder: Path, number: int, score: ImageScore, clean: np.ndarray) -> None:
     """Keep the most detailed piece of an image, denoised, above the clean one."""
-    assert score.denoised is not None, "scores were asked for with their images"
+    assert score.denoised is not None, "the score was asked for with its image"
     top, left, height, width = most_detailed_crop(clean, _CROP_SIZE)
     window = np.s_[top : top + height, left : left + width]
-    write_image(path, np.concatenate([score.denoised[window], clean[window]]))
+    name = score.name.replace(":", "-").replace("/", "-")
+    write_image(folder / f"crop{number:02} {name}.png", np.concatenate([score.denoised[window], clean[window]]))
 
 
-def _crops(folder: Path, seed: int) -> Iterator[tuple[str, np.ndarray, float | None]]:
-    """Yield what was kept of every variant: its name, the crop and its PSNR; the clean one last."""
-    clean = None
+def _crops(folder: Path, seed: int) -> dict[str, dict[str, tuple[np.ndarray, float | None]]]:
+    """Return what was kept of every image: by variant, and `clean`, the crop and its PSNR."""
+    rows: dict[str, dict[str, tuple[np.ndarray, float | None]]] = {}
     for variant in EXPERIMENT.variants:
-        path = folder / FILES_FOLDER / cell_name(variant.name, seed) / CROP_FILE
-        if path.exists():
+        cell = folder / FILES_FOLDER / cell_name(variant.name, seed)
+        for path in sorted(cell.glob(_CROP_FILES)):
             denoised, clean = np.split(read_image(path), 2)
-            yield variant.name, denoised, psnr_db(denoised, clean, data_range=white_level(clean))
-    if clean is not None:
-        yield "clean", clean, None
+            row = rows.setdefault(path.stem.partition(" ")[2], {})
+            row[variant.name] = (denoised, psnr_db(denoised, clean, data_range=white_level(clean)))
+            row[CLEAN] = (clean, None)
+    return rows
 
 
-def _paper(*values: float | None) -> dict[str, float]:
-    """The paper's figures, in the order of `_COLUMNS`."""
-    pairs = zip(_COLUMNS, values, strict=False)
-    return {f"psnr_db {name} {noise}": value for (name, noise), value in pairs if value is not None}
+def _paper(variant: str) -> dict[str, float]:
+    """Return the paper's figures by column."""
+    pairs = zip(_COLUMNS, _PAPER[variant], strict=False)  # it has no PolyU
+    return {f"psnr_db {name} {noise}": value for (name, noise), value in pairs}
 
 
 EXPERIMENT = Experiment(
@@ -216,18 +240,18 @@ EXPERIMENT = Experiment(
         "baselines except in the paper's presets. The search keeps to `search.target_ms` where the preset has it. The "
         "first column is the mean of the validation images. `experiment.data` names further sets (CBSD68, Set5, "
         "PolyU100 have columns; others are in the records alone), `experiment.noise` the noises of the clean ones; "
-        "training is then blind (VDN's maps and sigma 0 to 55, half each). Of every set at most "
-        "`experiment.max_images` count, at equal distances. BM3D knows sigma where it is constant, and needs its "
-        "package; without it its row is empty."
+        "training is then blind (VDN's maps and sigma 0 to 55, half each), or on the pairs that the preset trains on. "
+        "Of every set at most `experiment.max_images` count, at equal distances. BM3D knows sigma where it is "
+        "constant, and needs its package; without it its row is empty."
     ),
     variants=(
         Variant(name=NOISY, label="noisy input", is_seeded=False),
-        Variant(name=BLOCK_MATCHING, label="BM3D", is_seeded=False, paper=_paper(32.67, 29.83, 26.81)),
-        Variant(name="dncnn", label="DnCNN", paper=_paper(33.87, 31.22, 27.91)),
+        Variant(name=BLOCK_MATCHING, label="BM3D", is_seeded=False, paper=_paper(BLOCK_MATCHING)),
+        Variant(name="dncnn", label="DnCNN", paper=_paper("dncnn")),
         Variant(name="plain-unet", label="plain U-Net"),
         Variant(name="nafnet", label="NAFNet"),
-        Variant(name="mirnet", label="MIRNet", paper=_paper(34.09, 31.48, 28.25)),
-        Variant(name=SEARCHED, label="searched", paper=_paper(34.49, 31.89, 28.71, 29.36, 28.99, 28.79)),
+        Variant(name="mirnet", label="MIRNet", paper=_paper("mirnet")),
+        Variant(name=SEARCHED, label="searched", paper=_paper(SEARCHED)),
     ),
     columns=(
         PSNR, *COST_COLUMNS,

@@ -4,6 +4,7 @@ Called by `command`, from one process. The files on disk are the truth: what MLf
 """
 
 import logging
+import re
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -52,7 +53,8 @@ class ExperimentTracking:
             tags = {"record": key, "variant": record.variant, "seed": str(record.seed)}
             with self.parent.child(f"{record.stage} {record.name}", kind=KIND_CELL, tags=tags, run_id=run_id) as child:
                 child.log_params({"variant": record.variant, "seed": record.seed})
-                child.log_metrics(record.values | {"seconds": record.seconds}, 0)
+                values = record.values | {"seconds": record.seconds}
+                child.log_metrics({_metric_name(name): value for name, value in values.items()}, 0)
             self._sent[key] = (child.run_id, True)
 
     def offer(self, record: CellRecord) -> None:
@@ -64,9 +66,15 @@ class ExperimentTracking:
 
     def finish(self, results: Results) -> None:
         """Send means, table and figures, and end the parent run."""
-        means = {f"{row['variant']}/{row['quantity']}": row["mean"] for row in results.table.to_dict("records")}
+        rows = results.table.to_dict("records")
+        means = {_metric_name(f"{row['variant']}/{row['quantity']}"): row["mean"] for row in rows}
         self.parent.log_metrics(means, len(results.seeds))
         self.parent.set_description(results.markdown)
         for path in results.files:
             self.parent.log_artifact(path)
         self.parent.end()
+
+
+def _metric_name(name: str) -> str:
+    """Return `name` with what MLflow refuses replaced; sets of images are named after folders."""
+    return re.sub(r"[^\w\-. :/]", "_", name, flags=re.ASCII)

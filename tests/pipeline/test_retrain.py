@@ -20,7 +20,7 @@ from pipeline.cluster import load_op_files, ray_session, read_op_files
 from pipeline.config import Config, load_config
 from pipeline.data.patches import PatchSource
 from pipeline.part_actors import PartActors
-from pipeline.retrain import _generator_of, _run_name, retrain
+from pipeline.retrain import _run_name, retrain
 from pipeline.training import Trainer
 from search_space import Genotype, SearchSpace, build_network, sample_genotype
 
@@ -101,7 +101,7 @@ def test_training_goes_on_with_other_numbers_of_workers(
     images: list[np.ndarray],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """Some workers fail, the first in the second epoch, two end it; the loss is that of an undisturbed one."""
+    """Some workers fail, the first in the second epoch, two end it; the network is that of an undisturbed one."""
     space = SearchSpace(num_channels=16, num_resolutions=1, num_layers=1, candidate_ops=("failing",))
     genotype = sample_genotype(space, generator=torch.Generator().manual_seed(0))
     monkeypatch.setattr(ray.train, "FailureConfig", partial(_no_second_try, ray.train.FailureConfig))
@@ -124,7 +124,6 @@ def test_training_goes_on_with_other_numbers_of_workers(
     armed.unlink()
     weights = train(2)
     assert [epoch for epoch, _ in sorted(set(epochs))] == [1, 2, 3], "an epoch is told again, but not done twice"
-    assert all(tensor.isfinite().all() for tensor in weights.values())
     config = tiny(failing, 1)
     torch.manual_seed(config.seed)
     sigma = config.noise.sigma_range
@@ -134,7 +133,8 @@ def test_training_goes_on_with_other_numbers_of_workers(
     )
     losses = [undisturbed.run_epoch()["loss"] for _ in range(3)]
     assert losses[2] < 0.9 * losses[0], "there is something to learn"
-    assert dict(epochs)[3] == pytest.approx(losses[2], rel=0.15)
+    for name, tensor in undisturbed.network.state_dict().items():
+        torch.testing.assert_close(weights[name], tensor, rtol=1e-3, atol=1e-4)
 
 
 @pytest.mark.slow
@@ -206,21 +206,6 @@ def test_the_number_of_workers_does_not_name_a_training(tiny_space: SearchSpace)
     assert one.config_hash == two.config_hash != other.config_hash
 
 
-def test_workers_that_are_added_draw_numbers_of_their_own() -> None:
-    saved = [torch.Generator().manual_seed(seed).get_state() for seed in (0, 1)]
-    states = [_generator_of(rank, saved, seed=0) for rank in range(4)]
-    draws = [torch.rand(3, generator=_with_state(state)) for state in states]
-    assert torch.equal(states[0], saved[0]) and torch.equal(states[1], saved[1])
-    assert len({tuple(draw.tolist()) for draw in draws}) == 4
-    assert torch.equal(_generator_of(3, saved, seed=0), states[3])
-
-
 def _no_second_try(failure_config: Any, max_failures: int) -> Any:
     """Stand in for Ray's `FailureConfig`: a worker that died is not started again."""
     return failure_config(max_failures=0)
-
-
-def _with_state(state: torch.Tensor) -> torch.Generator:
-    generator = torch.Generator()
-    generator.set_state(state)
-    return generator

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from pipeline import training
 from pipeline.config import load_config
+from pipeline.data.distilled import DistilledPatches
 from pipeline.data.patches import PatchSource
 from pipeline.settings import PRECISIONS, RetrainConfig
 from pipeline.training import Trainer
@@ -189,6 +190,32 @@ def test_workers_share_the_batch(make_trainer: Any) -> None:
 
     make_trainer(Watching(), num_workers=2).run_epoch()
     assert sizes == [2] * 6
+
+
+@pytest.mark.parametrize("distilled", [False, True], ids=["fresh", "distilled"])
+def test_patches_and_noise_do_not_depend_on_the_number_of_workers(
+    make_trainer: Any, quick_prior: Any, distilled: bool
+) -> None:
+    class Watching(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.bias = nn.Parameter(torch.zeros(3, 1, 1))
+            self.seen: list[Tensor] = []
+
+        def forward(self, noisy: Tensor) -> Tensor:
+            self.seen.append(noisy)
+            return noisy + self.bias
+
+    def seen(rank: int, num_workers: int) -> Tensor:
+        network = Watching()
+        trainer = make_trainer(network, rank=rank, num_workers=num_workers)
+        if distilled:
+            trainer.source = DistilledPatches(trainer.source, quick_prior, num_patches=7, seed=0)
+        trainer.run_epoch()
+        return torch.stack(network.seen)
+
+    alone, shares = seen(0, 1), [seen(rank, 2) for rank in range(2)]
+    torch.testing.assert_close(torch.stack(shares, dim=2).flatten(1, 2), alone, rtol=0, atol=0)
 
 
 def test_adam_starts_anew_when_distillation_ends(make_trainer: Any, quick_prior: Any) -> None:

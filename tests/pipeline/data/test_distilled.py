@@ -62,22 +62,6 @@ def test_the_same_seed_gives_the_same_set(prior: Prior, images: list[np.ndarray]
     assert not torch.equal(draw(1), draw(2))
 
 
-def test_workers_share_the_set(prior: Prior, images: list[np.ndarray], config: Config) -> None:
-    class Counting(torch.nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.scale = torch.nn.Parameter(torch.ones(()))
-            self.num_patches = 0
-
-        def forward(self, noisy: torch.Tensor) -> torch.Tensor:
-            self.num_patches += len(noisy)
-            return self.scale * noisy
-
-    counting = Counting()
-    training_patches(config, images, counting, seed=0, num_workers=3)  # type: ignore[arg-type]
-    assert counting.num_patches == 7
-
-
 def test_without_distilled_patches_they_are_fresh(prior: Prior, images: list[np.ndarray], config: Config) -> None:
     plain = replace(config, retrain=replace(config.retrain, distilled_patches=0))
     assert isinstance(training_patches(plain, images, prior, seed=0), PatchSource)

@@ -81,8 +81,15 @@ def test_resizing_agrees_with_scipy() -> None:
 
 
 def test_sets_are_recognised_by_their_images() -> None:
-    assert recognise(["woman_GT", "baby_GT", "head_GT", "bird_GT", "butterfly_GT"]) == "Set5"
-    assert recognise([str(number) for number in range(68)]) == "CBSD68"
-    assert recognise(list(vdn_protocol._LIVE1)) == "LIVE1"
-    assert recognise(["baby", "bird"]) is None
+    size = (512, 512)
+    assert recognise(["woman_GT", "baby_GT", "head_GT", "bird_GT", "butterfly_GT"], size) == "Set5"
+    assert recognise(list(vdn_protocol._LIVE1), size) == "LIVE1"
+    assert recognise(["baby", "bird"], size) is None
+
+
+@pytest.mark.parametrize(
+    ("size", "expected"), [((321, 481), "CBSD68"), ((481, 321), "CBSD68"), ((480, 320), "CBSD68"), ((512, 512), None)]
+)
+def test_cbsd68_is_known_by_its_size_too(size: tuple[int, int], expected: str | None) -> None:
+    assert recognise([f"{number:04}" for number in range(68)], size) == expected
     assert len(vdn_protocol._LIVE1) == 29

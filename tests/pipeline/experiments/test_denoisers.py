@@ -1,3 +1,5 @@
+import sys
+import types
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -12,7 +14,7 @@ from pipeline.data.images import read_image, to_16_bit, write_image
 from pipeline.evaluate import evaluate_denoiser, mean_score
 from pipeline.experiments import CellJob, load_experiment
 from pipeline.experiments.cells import FILES_FOLDER, cell_name
-from pipeline.experiments.denoisers import CROP_FILE, _crops, _spread, front
+from pipeline.experiments.denoisers import _crops, _spread, front
 from pipeline.search_inputs import space_of
 from search_space import space_op_specs
 
@@ -40,7 +42,8 @@ def test_networks_are_trained_scored_and_timed(make_job: Callable[..., CellJob],
     values = experiment.run(job)
     assert values.keys() == TRAINED
     assert experiment.measure(job)["measured_ms"] > 0
-    with Image.open(job.folder / CROP_FILE) as crop:
+    (path,) = job.folder.glob("crop*.png")
+    with Image.open(path) as crop:
         assert crop.size == (32, 64)
 
 
@@ -61,16 +64,68 @@ def test_the_noisy_input_and_further_sets(make_job: Callable[..., CellJob], tmp_
     assert experiment.measure(job) == {}
 
 
+def test_crops_are_kept_of_every_set_with_the_last_noise_of_every_kind(
+    make_job: Callable[..., CellJob], tmp_path: Path
+) -> None:
+    write_image(tmp_path / "mine" / "a.png", np.random.default_rng(0).integers(60, 190, (32, 32, 3), dtype=np.uint8))
+    noise = "experiment.noise=[awgn:15, awgn:50, niid:1]"
+    job = make_job("noisy", *SMALL, f"experiment.data=[{tmp_path}/mine]", noise)
+    cell = tmp_path / "experiment" / FILES_FOLDER / cell_name("noisy", 0)
+    load_experiment("denoisers").run(replace(job, folder=cell))
+    first, *rows = _crops(tmp_path / "experiment", 0)
+    assert first in job.inputs.validation_images
+    assert rows == ["mine awgn-50", "mine niid-1"]
+
+
+def test_pairs_are_trained_on_and_scored_as_they_are(make_job: Callable[..., CellJob], tmp_path: Path) -> None:
+    write_image(tmp_path / "mine" / "a.png", np.random.default_rng(0).integers(60, 190, (32, 32, 3), dtype=np.uint8))
+    job = make_job("plain-unet", *SMALL, "noise.model=pairs", f"experiment.data=[{tmp_path}/mine]",
+                   "experiment.noise=[awgn:25]")  # fmt: skip
+    pairs = {
+        kind: {name: np.concatenate([image, 255 - image], axis=2) for name, image in images.items()}
+        for kind, images in
+        (("training_images", job.inputs.training_images), ("validation_images", job.inputs.validation_images))
+    }  # fmt: skip
+    job = replace(job, inputs=replace(job.inputs, **pairs))
+    values = load_experiment("denoisers").run(job)
+    assert values.keys() == TRAINED | {"psnr_db mine awgn:25"}
+
+
+def test_block_matching_is_not_told_a_sigma_of_pairs(
+    make_job: Callable[..., CellJob], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sigmas = []
+
+    class Recorder(torch.nn.Identity):
+        def __init__(self, *, sigma: float | None) -> None:
+            super().__init__()
+            sigmas.append(sigma)
+
+    stand_in = types.ModuleType("pipeline.evaluation.block_matching")
+    stand_in.BM3D = Recorder  # type: ignore[attr-defined]
+    monkeypatch.setitem(sys.modules, stand_in.__name__, stand_in)
+    for model in ("awgn", "pairs"):
+        load_experiment("denoisers").run(make_job("bm3d", *SMALL, f"noise.model={model}"))
+    assert sigmas == [25 / 255, None]
+
+
+def test_every_set_of_table_v_has_the_papers_figures() -> None:
+    variants = {variant.name: variant.paper for variant in load_experiment("denoisers").variants}
+    assert variants["searched"]["psnr_db Set5 niid:3"] == 30.13
+    assert variants["bm3d"]["psnr_db CBSD68 niid:1"] == 26.51
+    assert all(len(variants[name]) == 12 for name in ("bm3d", "dncnn", "mirnet", "searched"))
+
+
 def test_crops_of_deep_images_keep_their_bits(make_job: Callable[..., CellJob], tmp_path: Path) -> None:
     experiment, folder = load_experiment("denoisers"), tmp_path / "experiment"
     job = make_job("noisy", *SMALL)
     cell = folder / FILES_FOLDER / cell_name("noisy", 0)
     deep = {name: to_16_bit(image) for name, image in job.inputs.validation_images.items()}
     experiment.run(replace(job, folder=cell, inputs=replace(job.inputs, validation_images=deep)))
-    crop = read_image(cell / CROP_FILE)
-    assert crop.dtype == np.uint16
-    ((name, denoised, decibels), (_, clean, _)) = _crops(folder, 0)
-    assert name == "noisy"
+    (path,) = cell.glob("crop*.png")
+    assert read_image(path).dtype == np.uint16
+    (row,) = _crops(folder, 0).values()
+    (denoised, decibels), (clean, _) = row["noisy"], row["clean"]
     assert decibels == pytest.approx(-20 * np.log10((denoised / 65535 - clean / 65535).std()), abs=0.5)
 
 
