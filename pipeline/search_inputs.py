@@ -116,7 +116,7 @@ def split_training_images(
     """Divide the training images, by name, into those for weights and those for the architecture."""
     return split_images(
         list(images.values()), config.data.architecture_share, patch_size=config.search.patch_size,
-        scenes=scenes_of(images),
+        scenes=scenes_of(images), names=list(images),
     )  # fmt: skip
 
 

@@ -5,6 +5,7 @@ uint8 or uint16.
 """
 
 import logging
+import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -77,7 +78,7 @@ def open_dataset(
         FileNotFoundError: no such folder or file.
         ValueError: it holds no image, an image without its partner, or two of one stem.
     """
-    text = str(source)
+    text = os.path.expanduser(source)  # of `data.training=~/photos`, where shells leave the tilde
     if text == PHOTOGRAPHS:
         images = photographs(built_in)
         return Dataset(
@@ -88,7 +89,7 @@ def open_dataset(
     if len(patterns) == 2 and all(pattern.count("{}") == 1 for pattern in patterns):
         noisy, clean = (_match(Path(folder_name), pattern) for pattern in patterns)
         return _pairs(Path(folder_name), clean, noisy, promote_grey=promote_grey)
-    folder = Path(source)
+    folder = Path(text)
     if folder.suffix == ".mat":
         return _validation_blocks(folder)
     if (folder / "clean").is_dir():
@@ -99,12 +100,12 @@ def open_dataset(
         clean, noisy = ({name: pair[index] for name, pair in scenes.items()} for index in (0, 1))
         return _pairs(folder, clean, noisy, promote_grey=promote_grey)
     paths = _by_stem(list_images(folder))
-    expected = TEST_SETS.get(folder.name.lower())
+    expected = TEST_SETS.get(_name(folder).lower())
     if expected not in (None, len(paths)):
         logging.getLogger(__name__).warning("%s holds %d images, the set %s has %d", folder, len(paths),
-                                            folder.name, expected)  # fmt: skip
+                                            _name(folder), expected)  # fmt: skip
     return Dataset(
-        name=folder.name, names=tuple(sorted(paths)), is_paired=False,
+        name=_name(folder), names=tuple(sorted(paths)), is_paired=False,
         load=lambda name: Sample(name=name, clean=read_image(paths[name], promote_grey=promote_grey)),
         files=lambda name: (paths[name],),
     )  # fmt: skip
@@ -128,7 +129,7 @@ def _pairs(folder: Path, clean: Mapping[str, Path], noisy: Mapping[str, Path], *
         return Sample(name=name, clean=images[0], noisy=images[1])
 
     return Dataset(
-        name=folder.name, names=tuple(sorted(clean)), is_paired=True, load=load,
+        name=_name(folder), names=tuple(sorted(clean)), is_paired=True, load=load,
         files=lambda name: (clean[name], noisy[name]),
     )  # fmt: skip
 
@@ -167,6 +168,11 @@ def _match(folder: Path, pattern: str) -> dict[str, Path]:
     if not found:
         raise ValueError(f"folder {folder / place} holds no image named {stem_pattern} (without its ending)")
     return found
+
+
+def _name(folder: Path) -> str:
+    """Return the folder's name, of `.` and `..` too."""
+    return Path(os.path.abspath(folder)).name
 
 
 def _size(image: np.ndarray) -> str:

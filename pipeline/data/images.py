@@ -9,12 +9,13 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from PIL import Image
+from PIL import Image, ImageOps
 from torch import Tensor
 
 from pipeline.checkpoint import write_atomically, written_beside
 
 IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".webp")
+_FORMATS = ("PNG", "JPEG", "BMP", "TIFF", "WEBP")  # whatever a file is called; others may start programs, as EPS does
 # Disjoint photographs that scikit-image carries in its wheel; "left" of the stereo pair validates, "right" is not used.
 TRAINING_PHOTOGRAPHS = ("astronaut", "coffee", "rocket")
 VALIDATION_PHOTOGRAPHS = ("chelsea", "motorcycle_left")
@@ -73,7 +74,7 @@ def decode_image(path: Path | str, *, allow_grey: bool = False) -> np.ndarray:
     if not path.is_file():
         raise FileNotFoundError(f"image {path} does not exist")
     try:
-        with Image.open(path) as image:
+        with Image.open(path, formats=_FORMATS) as image:
             if image.width * image.height > _MAX_PIXELS:
                 raise ValueError(f"it has {image.width} x {image.height} pixels, more than {_MAX_PIXELS}")
             if "transparency" in image.info:
@@ -91,7 +92,8 @@ def decode_image(path: Path | str, *, allow_grey: bool = False) -> np.ndarray:
 def _decode_8_bit(path: Path, image: Image.Image) -> np.ndarray:
     if image.mode not in ("RGB", "L", "1", "P"):
         raise _KindError(f"image {path} must be RGB or grey, got Pillow mode {image.mode!r}")
-    return np.asarray(image.convert("L" if image.mode in ("L", "1") else "RGB"))
+    upright = ImageOps.exif_transpose(image)  # cameras store portraits lying, and say so
+    return np.asarray(upright.convert("L" if image.mode in ("L", "1") else "RGB"))
 
 
 def _is_deep(path: Path, image: Image.Image) -> bool:

@@ -5,7 +5,7 @@ files are reported together; with a cache, decoded images lie on disk and are ma
 """
 
 import hashlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -13,8 +13,8 @@ import numpy as np
 from pipeline.checkpoint import written_beside
 from pipeline.data.datasets import Dataset, open_dataset
 from pipeline.data.mapped import map_array
+from pipeline.metrics import SSIM_WINDOW_SIZE
 
-_MAX_SHOWN = 20  # unusable images in one message
 _MIN_PROGRESS = 20  # fewer images are read within a moment
 
 
@@ -48,7 +48,7 @@ def load_images(
     Raises:
         FileNotFoundError: a source does not exist.
         ValueError: no sources, clean images where pairs are wanted, a name to exclude that is not there, or images that
-            cannot be decoded, are grey, too small or of two sizes in a pair: all of them are named at once.
+            cannot be read, are grey, too small or of two sizes in a pair: all of them are named at once.
     """
     if not sources:
         raise ValueError("the list of image sources must hold at least one, got none")
@@ -75,13 +75,10 @@ def load_images(
             image = _read(
                 dataset, name, paired=paired, promote_grey=promote_grey, cache=None if cache is None else Path(cache)
             )
-        except ValueError as error:
+        except (ValueError, OSError) as error:
             problems.append(str(error))
             continue
-        height, width = image.shape[:2]
-        if min(height, width) < minimum_size:
-            place = next(iter(dataset.files(name)), key)
-            problems.append(f"image {place} is {width}x{height}, smaller than the patch size {minimum_size}")
+        problems += _too_small(image, dataset, name, minimum_size)
         images[key] = image
         if len(wanted) > _MIN_PROGRESS:
             progress("read images", done, len(wanted))
@@ -89,27 +86,37 @@ def load_images(
     return images
 
 
-def check_dataset(dataset: Dataset) -> None:
-    """Decode every image once.
+def check_datasets(datasets: Iterable[Dataset]) -> None:
+    """Decode every image once, before they are scored.
 
     Raises:
-        ValueError: some cannot be used; all of them are named at once.
+        ValueError: some cannot be used; those of all sets are named at once.
     """
-    _raise(list(_problems(dataset)))
+    _raise([problem for dataset in datasets for problem in _problems(dataset)])
 
 
 def _problems(dataset: Dataset) -> Iterator[str]:
     for name in dataset.names:
         try:
-            dataset.load(name)
-        except ValueError as error:
+            image = dataset.load(name).clean
+        except (ValueError, OSError) as error:
             yield str(error)
+            continue
+        yield from _too_small(image, dataset, name, SSIM_WINDOW_SIZE)
 
 
-def _raise(problems: Sequence[str]) -> None:
-    if problems:
-        more = [f"and {len(problems) - _MAX_SHOWN} more"] if len(problems) > _MAX_SHOWN else []
-        raise ValueError("\n".join([*problems[:_MAX_SHOWN], *more]))
+def _too_small(image: np.ndarray, dataset: Dataset, name: str, minimum_size: int) -> list[str]:
+    height, width = image.shape[:2]
+    if min(height, width) >= minimum_size:
+        return []
+    place = next(iter(dataset.files(name)), f"{name} of {dataset.name}")
+    return [f"image {place} must have at least {minimum_size} pixels on both sides, got {width}x{height}"]
+
+
+def _raise(problems: Iterable[str]) -> None:
+    distinct = dict.fromkeys(problems)  # images of one file fail for one reason
+    if distinct:
+        raise ValueError("\n".join(distinct))
 
 
 def _read(dataset: Dataset, name: str, *, paired: bool, promote_grey: bool, cache: Path | None) -> np.ndarray:

@@ -57,6 +57,7 @@ def split_images(
     *,
     patch_size: int,
     scenes: Sequence[str] | None = None,
+    names: Sequence[str] | None = None,
 ) -> tuple[list[np.ndarray], list[np.ndarray]]:
     """Divide images into D_w and D_archi, which share no pixel and no scene of several images.
 
@@ -68,12 +69,13 @@ def split_images(
         architecture_share: share of D_archi.
         patch_size: that every cut piece must have at least on both sides.
         scenes: what every image shows; None: each its own scene.
+        names: of the images, for messages; numbers by default.
 
     Returns:
         Images for weights and images for the architecture.
 
     Raises:
-        ValueError: a cut image would be smaller than a patch, or all images are of one scene.
+        ValueError: cut images would be smaller than a patch, all of which are named; or all images are of one scene.
     """
     scenes = [str(index) for index in range(len(images))] if scenes is None else scenes
     distinct = list(dict.fromkeys(scenes))
@@ -89,16 +91,20 @@ def split_images(
         weights = [image for image, chosen in zip(images, is_architecture, strict=True) if not chosen]
         return weights, [image for image, chosen in zip(images, is_architecture, strict=True) if chosen]
     halves: tuple[list[np.ndarray], list[np.ndarray]] = ([], [])
-    for index, image in enumerate(images):
+    problems = []
+    for name, image in zip(names or [str(index) for index in range(len(images))], images, strict=True):
         axis = int(image.shape[1] > image.shape[0])
         cut = round(image.shape[axis] * (1 - architecture_share))
-        for half, piece in zip(halves, np.split(image, [cut], axis=axis), strict=True):
-            if min(piece.shape[:2]) < patch_size:
-                raise ValueError(
-                    f"training image {index} of shape {image.shape} is too small to be cut into two pieces of at least "
-                    f"`search.patch_size` {patch_size}"
-                )
+        pieces = np.split(image, [cut], axis=axis)
+        if min(min(piece.shape[:2]) for piece in pieces) < patch_size:
+            problems.append(
+                f"training image {name} of {image.shape[1]}x{image.shape[0]} pixels is too small to be cut into two "
+                f"pieces of at least `search.patch_size` {patch_size}; give ten images or more, which are not cut"
+            )
+        for half, piece in zip(halves, pieces, strict=True):
             half.append(piece)
+    if problems:
+        raise ValueError("\n".join(problems))
     return halves
 
 

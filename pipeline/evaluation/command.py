@@ -26,7 +26,7 @@ def evaluate_command(options: argparse.Namespace, console: Console) -> None:
     """Score denoisers on sets of images: one table of quality and cost; resumes."""
     from pipeline.cluster import load_op_files, read_op_files
     from pipeline.data.datasets import open_dataset
-    from pipeline.data.loading import check_dataset
+    from pipeline.data.loading import check_datasets
     from pipeline.evaluation.measuring import fingerprint, measure_row
     from pipeline.evaluation.models import open_model
     from pipeline.evaluation.table import Table, markdown
@@ -38,8 +38,7 @@ def evaluate_command(options: argparse.Namespace, console: Console) -> None:
     datasets = [open_dataset(source, promote_grey=options.promote_grey) for source in options.data or [PHOTOGRAPHS]]
     _check_distinct("--data", [dataset.name for dataset in datasets])
     jobs = _plan(datasets, _noise_names(options))
-    for dataset in datasets:
-        check_dataset(dataset)
+    check_datasets(datasets)
     _check_device(options.device)
     if options.tile_size is not None and options.tile_size < 1:
         raise ValueError(f"`--tile-size` must be at least 1, got {options.tile_size}")

@@ -83,11 +83,11 @@ class TestNoise:
         assert self.case is not None
         current: list[np.ndarray] = []  # the image that `sizes` has just read
 
-        def sizes() -> Iterator[tuple[int, int]]:
+        def sizes() -> Iterator[tuple[str, int, int]]:
             for name in dataset.names:
                 current[:] = [crop(dataset.load(name).clean)]
                 height, width = current[0].shape[:2]
-                yield height, width
+                yield name, height, width
 
         for name, noise in zip(dataset.names, case_noise(known, self.case, sizes()), strict=True):
             clean = current[0]

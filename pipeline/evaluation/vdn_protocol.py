@@ -99,13 +99,13 @@ def resize_map(noise_map: np.ndarray, height: int, width: int) -> np.ndarray:
     return functional.interpolate(tensor, (height, width), mode="bilinear", align_corners=False)[0, 0].numpy()
 
 
-def case_noise(dataset: str, case: int, sizes: Iterable[tuple[int, int]]) -> Iterator[np.ndarray]:
+def case_noise(dataset: str, case: int, sizes: Iterable[tuple[str, int, int]]) -> Iterator[np.ndarray]:
     """Draw the noise of one set and case, image by image.
 
     Args:
         dataset: LIVE1, Set5 or CBSD68.
         case: 1, 2 or 3.
-        sizes: height and width of every cropped image, in the order of the names.
+        sizes: name, height and width of every cropped image, in the order of the names.
 
     Yields:
         (H, W, 3) float32 on the [0, 1] scale.
@@ -116,12 +116,12 @@ def case_noise(dataset: str, case: int, sizes: Iterable[tuple[int, int]]) -> Ite
     generator = np.random.RandomState()
     generator.set_state(_state_before(dataset, case))
     current = sigma_map(case)
-    for index, (height, width) in enumerate(sizes):
+    for index, (name, height, width) in enumerate(sizes):
         expected = _PIXELS[dataset][index]
         if height * width != expected:
             raise ValueError(
-                f"image {index + 1} of {dataset} must have {expected} pixels after cropping to multiples of {_CROP}, "
-                f"got {height}x{width}"
+                f"image {name} of {dataset} must have {expected} pixels after cropping to multiples of {_CROP}, "
+                f"got {width}x{height}; noise `niid:{case}:clean` takes images of any size"
             )
         current = resize_map(current, height, width)
         noise = generator.randn(height, width, 3) * current[..., None].astype(np.float32)

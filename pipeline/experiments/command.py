@@ -23,7 +23,7 @@ def experiment_command(options: argparse.Namespace, console: Console) -> None:
         return
     from pipeline.cluster import ray_session
     from pipeline.data.datasets import open_dataset
-    from pipeline.data.loading import check_dataset
+    from pipeline.data.loading import check_datasets
     from pipeline.evaluation.noise import noises_of
     from pipeline.experiments.cells import claim_experiment, read_records
     from pipeline.experiments.experiment import Inputs
@@ -43,7 +43,7 @@ def experiment_command(options: argparse.Namespace, console: Console) -> None:
         raise ValueError(f"`experiment.data` must name folders of distinct names, got {list(config.experiment.data)}")
     for dataset in sets:
         noises_of(dataset, config.experiment.noise)
-        check_dataset(dataset)
+    check_datasets(sets)
     with ExitStack() as stack:
         progress = stack.enter_context(ProgressReport(console))
         run = open_run(config, progress=progress)

@@ -122,7 +122,7 @@ def draw(values: Mapping[int, Mapping[str, Values]], folder: Path) -> list[Path]
         axis.annotate(text, (ms, psnr), textcoords="offset points", xytext=(5, -11))
     axis.set_xscale("log")
     axis.set_xlabel("measured ms")
-    axis.set_ylabel("PSNR (8 bit), dB")
+    axis.set_ylabel("PSNR (rounded), dB")
     paths = [save_figure(figure, folder, "front")]
     rows = _crops(folder, min(values))
     if rows:

@@ -13,6 +13,9 @@ import pandas as pd
 from latency import LatencyTable
 from pipeline.config import Config
 
+# Of a cell that runs alone: nothing competes with it, and the processes that it starts need GPUs. Ray lends the CPUs of
+# a waiting task to others, but not its GPUs.
+ALONE_GPUS = 0.1
 Values = dict[str, float]  # what a cell returns: finite numbers by name
 
 

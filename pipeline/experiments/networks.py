@@ -22,7 +22,7 @@ TRAINING_FILE = "training.pt"
 _NETWORK_TIME = 50  # a network is timed for up to so many times the seconds that `latency` grants an operator
 _MAX_SECONDS = 6.0
 
-PSNR = Column(key="psnr_db", title="PSNR (8 bit), dB")
+PSNR = Column(key="psnr_db", title="PSNR (rounded), dB")
 PARAMETERS = Column(key="num_parameters", title="parameters, k", scale=1e3, digits=1, paper_title="paper, M")
 MACS = Column(key="macs", title="MACs, G", scale=1e9, digits=3, paper_title="paper, G")
 LATENCY = Column(key="measured_ms", title="measured, ms", digits=2, paper_title="paper, s")

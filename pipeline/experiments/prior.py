@@ -9,11 +9,12 @@ import time
 from collections.abc import Callable
 from statistics import fmean
 
+import ray
 import torch
 from torch import Tensor
 
 from pipeline.config import Config
-from pipeline.experiments.experiment import CellJob, Claim, Column, Experiment, Values, Variant, compare
+from pipeline.experiments.experiment import ALONE_GPUS, CellJob, Claim, Column, Experiment, Values, Variant, compare
 from pipeline.experiments.memory import saved_bytes
 from pipeline.experiments.networks import COST_COLUMNS, PSNR
 from pipeline.experiments.searches import measure_searched, regardless_of_cost, retrain, search_inputs
@@ -48,6 +49,12 @@ def run(job: CellJob) -> Values:
 
 
 def _with_prior(job: CellJob, config: Config) -> tuple[Genotype, Values]:
+    free = ray.cluster_resources().get("GPU", 0) - ALONE_GPUS
+    if config.device == "cuda" and config.ray.gpus_per_part > free:  # it would wait for ever
+        raise ValueError(
+            f"`ray.gpus_per_part` must be at most {free:g}, what the cell itself leaves of all GPUs, got "
+            f"{config.ray.gpus_per_part:g}"
+        )
     device = torch.device(config.device)
     prior = load_prior(config.prior.weights, device=device)
     space = space_of(config, prior.num_channels)

@@ -40,6 +40,7 @@ from search_space import (
 NUM_ARCHITECTURES = 30
 _TUNING_SHARE = 0.1  # of a retraining's steps
 _BATCH_SIZE = 16  # of the patches that L_dp is measured on
+_MAX_PATCHES = 512  # with their features, 4.5 GB at the paper's scale
 
 # What a search can see, by key; those of False are better when they are smaller.
 PROXIES: dict[str, tuple[str, bool]] = {
@@ -62,8 +63,8 @@ _ValuesBySeed = Mapping[int, Mapping[str, Values]]
 
 def run(job: CellJob) -> Values:
     """Score one architecture with every proxy, and after both trainings."""
-    config = with_l1_alone(job.config, job.config.experiment.proxy_epochs)
-    prior = load_prior(config.prior.weights)
+    config = _with_cached_features(with_l1_alone(job.config, job.config.experiment.proxy_epochs))
+    prior = load_prior(config.prior.weights, device=config.device)
     space = space_of(config, prior.num_channels)
     inputs = search_inputs(job, config, prior)
     genotypes, supernets = shared_architectures(job, config, space, inputs, num=NUM_ARCHITECTURES)
@@ -74,8 +75,8 @@ def run(job: CellJob) -> Values:
         "num_parameters": float(sum(genotype_num_parameters(genotype))),
         "predicted_ms": predicted_ms(job, genotype, size),
     }
-    network = inherited_network(genotype, supernets)
-    distances = [_distance(network, inputs, index) for index in range(NUM_PARTS)]
+    network = inherited_network(genotype, supernets).to(config.device).eval()
+    distances = [_distance(network, inputs, index, config.device) for index in range(NUM_PARTS)]
     values |= {f"distance_part{index}": distance for index, distance in enumerate(distances)}
     values["distance"] = sum(distances)
     values["assembled_psnr_db"] = _psnr_db(job, config, network)
@@ -87,6 +88,17 @@ def run(job: CellJob) -> Values:
     values |= _trained(job, config, build_network(genotype), "scratch")
     values["inherited_psnr_db"] = _trained(job, config, inherited_network(genotype, supernets), "inherited")["psnr_db"]
     return values
+
+
+def _with_cached_features(config: Config) -> Config:
+    """Return settings whose patches and features are kept, so that L_dp of all architectures is over the same ones.
+
+    Where a preset computes features live, the patches are no more than `_MAX_PATCHES`.
+    """
+    if config.search.prior_features == "cached":
+        return config
+    num_patches = min(config.search.num_patches, _MAX_PATCHES)
+    return config.with_settings({"search.prior_features": "cached", "search.num_patches": num_patches})
 
 
 def agreement(values: _ValuesBySeed, proxy: str, target: str) -> Estimate:
@@ -194,25 +206,26 @@ class _Swapped(nn.Module):
 
 
 @torch.inference_mode()
-def _distance(network: DenoisingNetwork, inputs: SearchInputs, index: int) -> float:
+def _distance(network: DenoisingNetwork, inputs: SearchInputs, index: int, device: str) -> float:
     """Return L_dp (Eq. 11) of one part over all patches of D_archi."""
     assert inputs.patches is not None, "the experiment caches features"
     signals = inputs.patches.signals
     x, target = (torch.from_numpy(signals[index + step][inputs.patches.num_weights :]) for step in (0, 1))
-    outputs = torch.cat([network.parts[index](batch) for batch in x.split(_BATCH_SIZE)])
+    outputs = torch.cat([network.parts[index](batch.to(device)).cpu() for batch in x.split(_BATCH_SIZE)])
     return feature_distance(outputs, target).item()
 
 
 def _psnr_db(job: CellJob, config: Config, network: nn.Module) -> float:
     images, sigma = job.inputs.validation_images, config.noise.validation_sigma
-    return mean_score(evaluate_denoiser(network, images, sigma=sigma, device="cpu")).psnr_db
+    size = config.evaluate.tile_size
+    return mean_score(evaluate_denoiser(network, images, sigma=sigma, device=config.device, tile_size=size)).psnr_db
 
 
 def _tuned_psnr_db(job: CellJob, config: Config, network: DenoisingNetwork) -> float:
     steps = max(1, round(_TUNING_SHARE * config.retrain.num_epochs * config.retrain.steps_per_epoch))
     settings = config.with_settings({"retrain.num_epochs": 1, "retrain.steps_per_epoch": steps}).retrain
     source = patch_source(config, job.inputs.training_images)
-    Trainer(network, source, settings, prior=None, seed=config.seed, device=torch.device("cpu")).run_epoch()
+    Trainer(network, source, settings, prior=None, seed=config.seed, device=torch.device(config.device)).run_epoch()
     return _psnr_db(job, config, network.eval())
 
 

@@ -50,7 +50,7 @@ def shared_architectures(
                 train_shared_supernet(
                     index, space, part_data(config, inputs, index), num_steps=collect.shared_steps,
                     batch_size=collect.shared_batch_size, learning_rate=collect.shared_learning_rate, seed=config.seed,
-                    device=torch.device("cpu"),
+                    device=torch.device(config.device),
                 )
                 for index in range(NUM_PARTS)
             ]  # fmt: skip

@@ -6,6 +6,8 @@ Called by `command`. Everything is made from the files of the cells, so it can b
 import datetime
 import json
 import math
+import re
+import shlex
 import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -15,7 +17,7 @@ from typing import Any
 import pandas as pd
 
 from pipeline.checkpoint import write_atomically
-from pipeline.config import Config, load_config
+from pipeline.config import Config, list_presets, load_config
 from pipeline.experiments.cells import (
     FIGURES_FOLDER,
     CellRecord,
@@ -29,6 +31,7 @@ from pipeline.experiments.experiment import Experiment, Summary
 from pipeline.experiments.registry import EXPERIMENTS, load_experiment
 from pipeline.experiments.table import long_table, markdown_findings, markdown_table
 
+_HEAD = "# The paper's experiments\n\nMade by `denoise-nas experiment --report` from the files of finished runs.\n\n"
 MARKDOWN_FILE, CSV_FILE, JSON_FILE = "table.md", "table.csv", "results.json"
 
 
@@ -102,6 +105,8 @@ def write_results(folder: Path) -> Results:
 def write_page(folders: Sequence[Path], target: Path) -> None:
     """Put the sections of several experiments on one page, in the order of the paper, and their figures beside it.
 
+    Of a page that is there already, the sections of other experiments stay, and what was written above the first one.
+
     Args:
         folders: of experiments.
         target: Markdown file; figures go to the folder of the same name without `.md`.
@@ -118,9 +123,11 @@ def write_page(folders: Sequence[Path], target: Path) -> None:
         if name in by_name:
             raise ValueError(f"{by_name[name]} and {folder} both hold the experiment {name!r}; give one of them")
         by_name[name] = folder
+    notes, old_sections = _read_page(target)
     sections = []
     for name in EXPERIMENTS:
         if name not in by_name:
+            sections += [old_sections[name]] if name in old_sections else []
             continue
         results = write_results(by_name[name])
         section = results.markdown
@@ -131,8 +138,35 @@ def write_page(folders: Sequence[Path], target: Path) -> None:
             section = section.replace(f"({FIGURES_FOLDER}/{figure.name})", f"({target.stem}/{name}/{figure.name})")
         sections.append(section)
     target.parent.mkdir(parents=True, exist_ok=True)
-    head = "# The paper's experiments\n\nMade by `denoise-nas experiment --report` from the files of finished runs.\n\n"
-    write_atomically(target, head + RULE + "\n\n" + "\n".join(sections))
+    write_atomically(target, _HEAD + notes + RULE + "\n\n" + "\n".join(sections))
+
+
+def _read_page(target: Path) -> tuple[str, dict[str, str]]:
+    """Return what a page has between its first lines and the rule, and its sections by the name of the experiment."""
+    text = target.read_text() if target.exists() else ""
+    top, *sections = re.split(r"^(?=## )", text, flags=re.MULTILINE)
+    by_name = {section.removeprefix("## ").partition(":")[0]: section.rstrip() + "\n" for section in sections}
+    return top.removeprefix(_HEAD).partition(RULE)[0] if top.startswith(_HEAD) else "", by_name
+
+
+def _settings(config: Config) -> list[str]:
+    """Return what differs from the preset, as it is typed, without where results go."""
+    if config.name not in list_presets():
+        return []
+    preset = _flat(load_config(config.name).to_dict())
+    return [
+        f"{key}={json.dumps(value)}"
+        for key, value in _flat(config.to_dict()).items()
+        if value != preset.get(key) and key.partition(".")[0] not in ("output", "tracking", "ray")
+    ]
+
+
+def _flat(settings: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Return nested settings by dotted keys."""
+    found: dict[str, Any] = {}
+    for key, value in settings.items():
+        found |= _flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": value}
+    return found
 
 
 def _facts(config: Config, seeds: list[int], records: Sequence[CellRecord]) -> dict[str, Any]:
@@ -140,6 +174,7 @@ def _facts(config: Config, seeds: list[int], records: Sequence[CellRecord]) -> d
     finished = max(record.started_at + record.seconds for record in records)
     return {
         "preset": config.name,
+        "settings": _settings(config),
         "config_hash": config.config_hash,
         "sizes": config.to_dict()["experiment"],
         "seeds": seeds,
@@ -160,8 +195,10 @@ def _section(
     facts: dict[str, Any],
 ) -> str:
     pictures = [f"![{experiment.title}: {path.stem}]({path.as_posix()})\n" for path in figures]
+    command = ["denoise-nas", "experiment", experiment.name, "--config", facts["preset"],
+               "--seeds", str(len(facts["seeds"])), *facts["settings"]]  # fmt: skip
     made = (
-        f"`denoise-nas experiment {experiment.name} --config {facts['preset']} --seeds {len(facts['seeds'])}`; "
+        f"`{shlex.join(command)}`; "
         f"{'; '.join(facts['devices'])}; {facts['date']}; {facts['wall_seconds'] / 60:.1f} min at work."
     )
     return "\n".join(

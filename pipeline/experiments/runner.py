@@ -18,13 +18,9 @@ from latency import DeviceInfo, keep_freed_memory
 from pipeline.cluster import load_op_files, read_op_files
 from pipeline.config import Config
 from pipeline.experiments.cells import FILES_FOLDER, STAGES, CellRecord, cell_name, record_path, write_record
-from pipeline.experiments.experiment import CellJob, Experiment, Inputs
+from pipeline.experiments.experiment import ALONE_GPUS, CellJob, Experiment, Inputs
 from pipeline.experiments.registry import load_experiment
 from pipeline.settings import EXPERIMENT_SIZES
-
-# Of a cell that runs alone: nothing competes with it, and the processes that it starts need GPUs. Ray lends the CPUs of
-# a waiting task to others, but not its GPUs.
-_ALONE_GPUS = 0.1
 
 
 def sized(config: Config, seed: int) -> Config:
@@ -81,7 +77,7 @@ def run_cells(
             variant, seed = cell
             files = (folder / FILES_FOLDER / cell_name(variant, seed)).absolute()
             num_cpus = min(num_threads, ray.cluster_resources()["CPU"])  # a smaller machine takes longer, not for ever
-            num_gpus = 0.0 if config.device == "cpu" else _ALONE_GPUS if is_alone else 1.0
+            num_gpus = 0.0 if config.device == "cpu" else ALONE_GPUS if is_alone else 1.0
             options = {"num_cpus": num_cpus, "num_gpus": num_gpus, "max_retries": 1}
             task = ray.remote(_cell_task).options(**options)
             return task.remote(

@@ -286,3 +286,21 @@ def test_an_image_that_claims_too_many_pixels_is_refused(tmp_path: Path, side: i
         warnings.simplefilter("ignore", Image.DecompressionBombWarning)
         with pytest.raises(ValueError, match=r"bomb\.bmp cannot be decoded: .*pixels"):
             read_image(path)
+
+
+@pytest.mark.parametrize("orientation", [1, 3, 6, 8])
+def test_photographs_stand_upright(orientation: int, tmp_path: Path) -> None:
+    """6 means that the camera was turned: rows of the file are columns of the picture."""
+    stored = np.random.default_rng(0).integers(0, 255, (20, 30, 3), dtype=np.uint8)
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    Image.fromarray(stored).save(tmp_path / "photo.png", exif=exif)
+    turns = {1: 0, 3: 2, 6: -1, 8: 1}[orientation]
+    np.testing.assert_array_equal(read_image(tmp_path / "photo.png"), np.rot90(stored, turns))
+
+
+def test_a_file_of_another_format_is_refused_whatever_its_name(tmp_path: Path) -> None:
+    Image.new("RGB", (16, 16)).save(tmp_path / "a.eps")
+    (tmp_path / "a.eps").rename(tmp_path / "a.png")
+    with pytest.raises(ValueError, match="a.png cannot be decoded: cannot identify image file"):
+        read_image(tmp_path / "a.png")

@@ -53,8 +53,14 @@ def test_many_images_are_dealt_whole_and_spread() -> None:
 
 
 def test_pieces_smaller_than_a_patch_are_refused() -> None:
-    with pytest.raises(ValueError, match="training image 0 .* too small to be cut .*`search.patch_size` 16"):
-        split_images([np.zeros((20, 30, 3), np.uint8)], 0.5, patch_size=16)
+    images = [np.zeros(shape, np.uint8) for shape in ((20, 30, 3), (40, 40, 3), (10, 40, 3))]
+    with pytest.raises(ValueError) as caught:
+        split_images(images, 0.5, patch_size=16, names=["a", "b", "c"])
+    lines = str(caught.value).splitlines()
+    assert [line.split(" is ")[0] for line in lines] == [
+        "training image a of 30x20 pixels", "training image c of 40x10 pixels"
+    ]  # fmt: skip
+    assert all("cut into two pieces of at least `search.patch_size` 16" in line for line in lines)
 
 
 @pytest.fixture

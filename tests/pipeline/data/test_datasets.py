@@ -141,3 +141,11 @@ def test_the_photographs_are_a_set_too() -> None:
     assert dataset.names == ("chelsea", "motorcycle_left")
     assert dataset.load("motorcycle_left").clean.shape == (384, 512, 3)
     assert dataset.files("chelsea") == ()
+
+
+def test_a_tilde_is_the_home_folder_and_a_dot_has_a_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write_image(tmp_path / "photos" / "a.png", np.zeros((16, 16, 3), np.uint8))
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.chdir(tmp_path / "photos")
+    assert open_dataset("~/photos").names == ("a",)
+    assert open_dataset(".").name == open_dataset("../photos").name == "photos"

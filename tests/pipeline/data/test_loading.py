@@ -7,7 +7,7 @@ from PIL import Image
 
 from pipeline.data.datasets import open_dataset
 from pipeline.data.images import write_image
-from pipeline.data.loading import check_dataset, load_images
+from pipeline.data.loading import check_datasets, load_images
 from pipeline.data.mapped import MappedArray
 from pipeline.data.part_data import split_images
 from pipeline.data.patches import PatchSource
@@ -61,10 +61,25 @@ def test_all_unusable_files_are_named_together(tmp_path: Path, sources: list[str
         "deep-grey.png", "grey.png", "small.png", "text.jpg", "transparent.png", "truncated.png",
     ]  # fmt: skip
     assert all("must be RGB, got grey; `data.promote_grey=true`" in line for line in lines[:2])
-    assert "is 20x64, smaller than the patch size 32" in lines[2]
+    assert "small.png must have at least 32 pixels on both sides, got 20x64" in lines[2]
+    write_image(folder / "tiny.png", np.zeros((10, 64, 3), np.uint8))
     with pytest.raises(ValueError) as caught:
-        check_dataset(open_dataset(sources[0]))
-    assert len(str(caught.value).splitlines()) == 5  # a small image can be evaluated
+        check_datasets([open_dataset(source) for source in sources])
+    lines = str(caught.value).splitlines()
+    assert len(lines) == 6  # a small image can be scored, but not one that SSIM's window does not fit into
+    assert any("tiny.png must have at least 11 pixels on both sides, got 64x10" in line for line in lines)
+
+
+def test_many_unusable_files_are_all_named(tmp_path: Path) -> None:
+    for number in range(30):
+        (tmp_path / f"{number:02}.png").write_text("no image")
+    (tmp_path / "away.png").symlink_to(tmp_path / "nowhere.png")
+    (tmp_path / "folder.png").mkdir()
+    with pytest.raises(ValueError) as caught:
+        load_images([str(tmp_path)])
+    lines = str(caught.value).splitlines()
+    assert len(lines) == 32
+    assert lines[-2:] == [f"image {tmp_path}/{name}.png does not exist" for name in ("away", "folder")]
 
 
 def test_pairs_are_stacked_clean_channels_first(tmp_path: Path) -> None:

@@ -45,7 +45,7 @@ def test_noise_of_a_case_follows_the_stream(monkeypatch: pytest.MonkeyPatch) -> 
                 levels = resize_map(levels, *size)  # from the resized map of the image before
                 expected.setdefault((name, case), []).append(generator.randn(*size, 3) * levels[..., None])
     for (name, case), noises in expected.items():
-        found = list(case_noise(name, case, [noise.shape[:2] for noise in noises]))
+        found = list(case_noise(name, case, [("a", *noise.shape[:2]) for noise in noises]))
         assert len(found) == len(noises)
         for one, other in zip(found, noises, strict=True):
             np.testing.assert_allclose(one, other, atol=1e-6)
@@ -53,8 +53,8 @@ def test_noise_of_a_case_follows_the_stream(monkeypatch: pytest.MonkeyPatch) -> 
 
 
 def test_an_image_of_another_size_is_refused() -> None:
-    with pytest.raises(ValueError, match=r"image 1 of LIVE1 must have 393216 pixels .* got 16x16"):
-        next(case_noise("LIVE1", 1, [(16, 16)]))
+    with pytest.raises(ValueError, match=r"image a of LIVE1 must have 393216 pixels .* got 16x16"):
+        next(case_noise("LIVE1", 1, [("a", 16, 16)]))
 
 
 def test_unknown_case() -> None:

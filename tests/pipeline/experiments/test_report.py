@@ -69,6 +69,28 @@ def test_a_page_is_put_together_from_folders(finished: Path, tmp_path: Path) -> 
     assert (finished / "table.md").read_text() in text
 
 
+def test_a_page_keeps_what_was_written_and_experiments_that_are_not_given(finished: Path, tmp_path: Path) -> None:
+    page = tmp_path / "experiments.md"
+    write_page([finished], page)
+    before = page.read_text()
+    rule = before.index("A claim is seen")
+    page.write_text(before[:rule] + "How to read it.\n\n" + before[rule:] + "\n## denoisers: older\n\nA table.\n")
+    write_page([finished], page)
+    text = page.read_text()
+    assert text.count("How to read it.\n\nA claim is seen") == text.count("## resampling: ") == 1
+    assert text.endswith("\n## denoisers: older\n\nA table.\n")
+    write_page([finished], page)
+    assert page.read_text() == text
+
+
+def test_the_command_has_the_settings_that_the_preset_lacks(finished: Path) -> None:
+    config = load_config("tiny", ["experiment.data=[Set5, my photos]", "retrain.learning_rate=0.5"])
+    config.save(finished / "config.yaml")
+    command = "denoise-nas experiment resampling --config tiny --seeds 2"
+    made = f"""`{command} retrain.learning_rate=0.5 'experiment.data=["Set5", "my photos"]'`; abacus"""
+    assert made in write_results(finished).markdown
+
+
 def test_what_cannot_be_put_on_a_page_is_named(finished: Path, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="both hold the experiment 'resampling'"):
         write_page([finished, finished], tmp_path / "page.md")
