@@ -47,6 +47,23 @@ def test_a_cell_has_every_proxy_and_target_and_repeats_itself(job: CellJob) -> N
     assert proxies.run(again) == values
 
 
+@pytest.mark.parametrize("features", ["cached", "live"])
+def test_features_are_kept_whatever_the_preset_says(job: CellJob, features: str) -> None:
+    """The paper's presets compute them live; L_dp of all architectures is over the same patches all the same."""
+    values = proxies.run(replace(job, config=job.config.with_settings({"search.prior_features": features})))
+    assert values["distance"] == pytest.approx(proxies.run(job)["distance"], rel=1e-6)
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+def test_a_gpu_scores_as_a_processor_does(job: CellJob) -> None:
+    on_gpu = replace(job, config=job.config.with_settings({"device": "cuda"}), folder=job.folder.parent / "01-gpu")
+    on_gpu.folder.mkdir()
+    expected, found = proxies.run(job), proxies.run(on_gpu)
+    for key in ("distance", "assembled_psnr_db", "tuned_psnr_db"):
+        assert found[key] == pytest.approx(expected[key], rel=0.01)
+
+
 def test_seeds_share_architectures_but_no_training(job: CellJob) -> None:
     other = replace(job, config=job.config.with_settings({"seed": 1}), folder=job.folder.parent / "01-seed1")
     other.folder.mkdir()
