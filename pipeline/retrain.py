@@ -6,10 +6,15 @@ Called by `pipeline.run`. The driver launches `TorchTrainer`; every worker runs 
 
 import hashlib
 import json
+import os
+import shutil
+import socket
+import sys
 import tempfile
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor, wait
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +23,9 @@ import ray
 import ray.train
 import ray.train.torch
 import torch
+import torch.distributed
+from ray.train.backend import Backend
+from ray.train.collective import broadcast_from_rank_zero
 from ray.util.queue import Queue
 from torch import Tensor
 
@@ -32,6 +40,16 @@ from search_space import Genotype, build_network
 
 EpochLog = Callable[[int, dict[str, float]], None]
 _STATE_FILE = "state.pt"
+_LOOPBACK = "lo0" if sys.platform == "darwin" else "lo"
+
+
+class _NoProcessGroup(ray.train.torch.TorchConfig):
+    """Leaves the process group to `train_worker`: Ray's listens on all interfaces, for a worker alone too."""
+
+    @property
+    def backend_cls(self) -> type[Backend]:
+        """What Ray does to the workers before they train: nothing."""
+        return Backend
 
 
 def retrain(
@@ -76,8 +94,9 @@ def retrain(
             "inherited": None if inherited is None else ray.put(inherited),
             "op_sources": read_op_files(config.space.op_files),
             "queue": queue,
+            "is_one_node": place is not None,
         },
-        torch_config=ray.train.torch.TorchConfig(backend="nccl" if config.device == "cuda" else "gloo"),
+        torch_config=_NoProcessGroup(),
         scaling_config=ray.train.ScalingConfig(
             num_workers=config.retrain.num_workers,
             use_gpu=config.device == "cuda",
@@ -136,6 +155,12 @@ def train_worker(settings: dict[str, Any]) -> str | None:
     context = ray.train.get_context()
     rank, num_workers = context.get_world_rank(), context.get_world_size()
     device = ray.train.torch.get_device()
+    with _process_group(rank, num_workers, device, is_one_node=settings["is_one_node"]):
+        return _train(settings, rank, num_workers, device)
+
+
+def _train(settings: dict[str, Any], rank: int, num_workers: int, device: torch.device) -> str | None:
+    config: Config = settings["config"]
     torch.manual_seed(config.seed)
     network = build_network(Genotype.from_dict(settings["genotype"]))
     if settings["inherited"] is not None:
@@ -178,6 +203,33 @@ def train_worker(settings: dict[str, Any]) -> str | None:
             ray.train.get_all_reported_checkpoints(consistency_mode=ray.train.CheckpointConsistencyMode.COMMITTED)
             settings["queue"].put((epoch + 1, metrics))
     return None
+
+
+@contextmanager
+def _process_group(rank: int, num_workers: int, device: torch.device, *, is_one_node: bool) -> Iterator[None]:
+    """Join the workers: on one node by a file and loopback, on several over the network. One alone opens nothing."""
+    if num_workers == 1:
+        yield
+        return
+    place = None
+    if rank == 0 and is_one_node:
+        place = f"file://{tempfile.mkdtemp(prefix='nas-workers-')}/group"
+    elif rank == 0:
+        with socket.socket() as free:
+            free.bind(("", 0))
+            place = f"tcp://{ray.util.get_node_ip_address()}:{free.getsockname()[1]}"
+    place = broadcast_from_rank_zero(place)
+    assert place is not None, "rank 0 has told it"
+    if is_one_node:
+        os.environ.update(GLOO_SOCKET_IFNAME=_LOOPBACK, NCCL_SOCKET_IFNAME=_LOOPBACK)
+    backend = "nccl" if device.type == "cuda" else "gloo"
+    torch.distributed.init_process_group(backend, init_method=place, rank=rank, world_size=num_workers)
+    try:
+        yield
+    finally:
+        torch.distributed.destroy_process_group()
+        if rank == 0 and is_one_node:
+            shutil.rmtree(Path(place.removeprefix("file://")).parent, ignore_errors=True)
 
 
 def _this_node(resources: dict[str, int], num_workers: int) -> dict[str, str]:

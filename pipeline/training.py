@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import torch.distributed
 from torch import Tensor, nn
 
 from pipeline.checkpoint import load_checkpoint, restoring, save_checkpoint
@@ -136,9 +137,10 @@ class Trainer:
             loss = training_loss(noisy + self._outputs(noisy)[-1], clean, prior_denoised=prior_denoised)
         self.optimizer.zero_grad(set_to_none=True)
         loss.backward()
-        if is_good_step(loss.item(), self.network.parameters()):
+        value, is_good = self._of_all_workers(loss.item(), is_good_step(loss.item(), self.network.parameters()))
+        if is_good:
             self.optimizer.step()
-            return loss.item()
+            return value
         self.num_bad_steps += 1
         if self.num_bad_steps > config.max_bad_steps:
             raise FloatingPointError(
@@ -146,6 +148,15 @@ class Trainer:
                 f"{config.max_bad_steps}; lower `retrain.learning_rate`"
             )
         return None
+
+    def _of_all_workers(self, loss: float, is_good: bool) -> tuple[float, bool]:
+        """Return the mean loss, and whether the step is good everywhere: otherwise the workers would part."""
+        if not torch.distributed.is_initialized():
+            return loss, is_good
+        sums = torch.tensor([loss, float(is_good)], device=self.device)
+        torch.distributed.all_reduce(sums)
+        num_workers = torch.distributed.get_world_size()
+        return sums[0].item() / num_workers, sums[1].item() == num_workers
 
     def _outputs(self, noisy: Tensor) -> list[Tensor]:
         with autocast(self.device, self.config.precision):

@@ -1,5 +1,6 @@
 """What the pipeline's tests share: photograph-like images, a tiny space, cached features of an invented prior."""
 
+import os
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
@@ -101,3 +102,35 @@ def processes() -> Callable[[tuple[str, ...], str], list[int]]:
         return found
 
     return find
+
+
+@pytest.fixture(scope="session")
+def listens_beyond_loopback() -> Callable[[int], bool]:
+    """Return a function that tells whether a process or a descendant listens on more; one of them has to listen."""
+
+    def listens(pid: int) -> bool:
+        found = _listening_addresses(pid)
+        assert found, "Ray's own processes listen"
+        return not found <= {"0100007F", "0000000000000000FFFF00000100007F"}  # the second is the first within IPv6
+
+    return listens
+
+
+def _listening_addresses(pid: int) -> set[str]:
+    """Return the addresses, as the kernel writes them, that a process and all its descendants listen on."""
+    sockets: dict[str, str] = {}
+    for table in ("tcp", "tcp6"):
+        for line in (Path("/proc/net") / table).read_text().splitlines()[1:]:
+            _, local, _, state, *rest = line.split()
+            if state == "0A":
+                sockets[f"socket:[{rest[5]}]"] = local.partition(":")[0]
+    found, family = set(), [pid]
+    for member in family:  # grows while it is walked
+        folder = Path("/proc") / str(member)
+        with suppress(OSError):
+            for task in (folder / "task").iterdir():
+                family += [int(child) for child in (task / "children").read_text().split()]
+            for descriptor in (folder / "fd").iterdir():
+                with suppress(OSError):
+                    found.add(sockets.get(os.readlink(descriptor)))
+    return {address for address in found if address is not None}

@@ -1,9 +1,10 @@
 """Retraining with Ray Train over several workers, and what Ray is asked for."""
 
+import os
 import shutil
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -64,10 +65,11 @@ def ray_local() -> Iterator[None]:
     """A Ray that believes in four processors and one GPU, in a folder of its own."""
     folder = Path(tempfile.mkdtemp(prefix="nas-test-", dir="/tmp"))
     with pytest.MonkeyPatch.context() as patch:
-        for name, value in cluster._ENVIRONMENT.items():
+        for name, value in (cluster._ENVIRONMENT | cluster._LOCAL_ENVIRONMENT).items():
             patch.setenv(name, value)
-        ray.init(num_cpus=4, num_gpus=1, include_dashboard=False, log_to_driver=False, _temp_dir=str(folder),
-                 object_store_memory=100 * 1024**2)  # fmt: skip
+        with cluster._loopback() as address:
+            ray.init(num_cpus=4, num_gpus=1, include_dashboard=False, log_to_driver=False, _temp_dir=str(folder),
+                     object_store_memory=100 * 1024**2, _node_ip_address=address)  # fmt: skip
         yield
         ray.shutdown()
     shutil.rmtree(folder, ignore_errors=True)
@@ -100,6 +102,7 @@ def test_training_goes_on_with_other_numbers_of_workers(
     tmp_path: Path,
     images: list[np.ndarray],
     monkeypatch: pytest.MonkeyPatch,
+    listens_beyond_loopback: Callable[[int], bool],
 ) -> None:
     """Some workers fail, the first in the second epoch, two end it; the network is that of an undisturbed one."""
     space = SearchSpace(num_channels=16, num_resolutions=1, num_layers=1, candidate_ops=("failing",))
@@ -111,6 +114,7 @@ def test_training_goes_on_with_other_numbers_of_workers(
     def log(epoch: int, metrics: dict[str, float]) -> None:
         epochs.append((epoch, metrics["loss"]))
         broken.touch()
+        assert not listens_beyond_loopback(os.getpid())
 
     def train(num_workers: int) -> dict[str, torch.Tensor]:
         broken.unlink(missing_ok=True)
@@ -133,6 +137,7 @@ def test_training_goes_on_with_other_numbers_of_workers(
     )
     losses = [undisturbed.run_epoch()["loss"] for _ in range(3)]
     assert losses[2] < 0.9 * losses[0], "there is something to learn"
+    assert dict(epochs)[3] == pytest.approx(losses[2], rel=1e-3)
     for name, tensor in undisturbed.network.state_dict().items():
         torch.testing.assert_close(weights[name], tensor, rtol=1e-3, atol=1e-4)
 
