@@ -9,7 +9,7 @@ import shutil
 import socket
 import tempfile
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -48,6 +48,7 @@ def ray_session(config: RayConfig) -> Iterator[None]:
 
     Raises:
         ConnectionError: no cluster at the address, or it does not let us in.
+        ValueError: a part search asks for more than the local one has.
         RuntimeError: inside, Ray had no room left or lost a process.
     """
     address = cluster_address(config)
@@ -65,6 +66,14 @@ def ray_session(config: RayConfig) -> Iterator[None]:
         ) from error
     except (ray.exceptions.RayActorError, ray.exceptions.NodeDiedError, ray.exceptions.WorkerCrashedError) as error:
         raise RuntimeError(f"Ray lost a process: {str(error).splitlines()[0]}; the same command goes on") from error
+
+
+def _refuse_more_than(resources: Mapping[str, float], config: RayConfig) -> None:
+    """Raise a ValueError if a part search asks for more than there is; it would wait for ever."""
+    for setting, kind in (("cpus_per_part", "CPU"), ("gpus_per_part", "GPU")):
+        wanted, there = getattr(config, setting), resources.get(kind, 0)
+        if wanted > there:
+            raise ValueError(f"`ray.{setting}` must be at most {there:g}, the {kind}s of this machine, got {wanted:g}")
 
 
 @contextmanager
@@ -101,6 +110,7 @@ def _initialised(config: RayConfig, address: str | None) -> Iterator[None]:
                 object_store_memory=config.object_store_mb * 1024**2,
                 _temp_dir=str(folder),
             )
+        _refuse_more_than(ray.cluster_resources(), config)
         yield
     finally:
         ray.shutdown()

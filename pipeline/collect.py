@@ -29,7 +29,7 @@ from pipeline.priors import NUM_PARTS
 from pipeline.records import RECORD_SCHEMA_VERSION, Record, read_records, write_dataset, write_record
 from pipeline.run import Run
 from pipeline.sampling import CollectionSearcher, TrialJob
-from pipeline.search_inputs import SearchInputs, part_data, prepare_inputs
+from pipeline.search_inputs import SearchInputs, part_data
 from pipeline.settings import CollectConfig
 from pipeline.shared_supernet import train_shared_supernet
 from pipeline.trial import CollectionTrial, SharedData, trial_config
@@ -252,10 +252,7 @@ def prepare_shared(run: Run, queue: Any) -> SharedData:
     config = run.config
     table: LatencyTable = run.latency_table()
     images = list(run.training_images.values())
-    inputs = prepare_inputs(
-        config, run.prior, run.training_images, progress=lambda done, total: run.progress("prior features", done, total)
-    )
-    reference = ray.put(inputs)
+    reference = ray.put(run.search_inputs())
     return SharedData(
         config=config,
         space=run.space,

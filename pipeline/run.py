@@ -34,7 +34,7 @@ from pipeline.evaluate import ImageScore, evaluate_denoiser, mean_score
 from pipeline.part_search import PartSearchResult
 from pipeline.pictures import ComparisonRow, comparison_figure
 from pipeline.priors import NUM_PARTS, Prior, load_prior
-from pipeline.search_inputs import cost_models, features_megabytes, prepare_inputs, search_key
+from pipeline.search_inputs import SearchInputs, cost_models, features_megabytes, prepare_inputs, search_key
 from search_space import (
     DenoisingNetwork,
     Genotype,
@@ -129,6 +129,26 @@ class Run:
         table.require(specs)
         return table
 
+    def search_inputs(self) -> SearchInputs:
+        """Return what part searches share, with the prior's features where they are cached.
+
+        Raises:
+            ValueError: they would not fit into the object store of a local Ray.
+        """
+        megabytes, room = features_megabytes(self.config, self.space.num_channels), self.config.ray.object_store_mb
+        is_cached, is_local = self.config.search.prior_features == "cached", cluster_address(self.config.ray) is None
+        if is_cached and is_local and megabytes > 0.8 * room:
+            raise ValueError(
+                f"cached prior features need about {megabytes:.0f} MB, `ray.object_store_mb` is {room}; raise it, or "
+                "set `search.prior_features` to live"
+            )
+        return prepare_inputs(
+            self.config,
+            self.prior,
+            self.training_images,
+            progress=lambda done, total: self.progress(f"prior features, {megabytes:.0f} MB", done, total),
+        )
+
     def search(self, table: LatencyTable | None) -> tuple[Genotype, tuple[PartSearchResult, ...]]:
         """Search the three parts concurrently; needs an initialised Ray. A finished search is read from disk."""
         from pipeline.search import search  # Ray takes a second to import
@@ -137,19 +157,7 @@ class Run:
         if self.path("search.pt").exists():
             return self._load_search(key)
         costs = cost_models(self.config, self.space, None if table is None else table.__getitem__)
-        megabytes = features_megabytes(self.config, self.space.num_channels)
-        if self.config.search.prior_features == "cached":
-            if cluster_address(self.config.ray) is None and megabytes > 0.8 * self.config.ray.object_store_mb:
-                raise ValueError(
-                    f"cached prior features need about {megabytes:.0f} MB, `ray.object_store_mb` is "
-                    f"{self.config.ray.object_store_mb}; raise it, or set `search.prior_features` to live"
-                )
-        inputs = prepare_inputs(
-            self.config,
-            self.prior,
-            self.training_images,
-            progress=lambda done, total: self.progress(f"prior features, {megabytes:.0f} MB", done, total),
-        )
+        inputs = self.search_inputs()
         epochs_done = [0] * NUM_PARTS
 
         def log(part_index: int, epoch: int, metrics: dict[str, float]) -> None:

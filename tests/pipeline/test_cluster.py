@@ -117,3 +117,13 @@ def test_an_address_without_a_cluster_is_named_at_once(address: str) -> None:
     ):
         pass
     assert time.monotonic() - start < 20  # importing Ray takes a second or two
+
+
+@pytest.mark.slow
+@pytest.mark.ray
+@pytest.mark.parametrize(("setting", "kind"), [("cpus_per_part", "CPU"), ("gpus_per_part", "GPU")])
+def test_parts_that_would_wait_for_ever_are_refused(setting: str, kind: str) -> None:
+    config = RayConfig(**{setting: 4096.0})
+    message = rf"`ray.{setting}` must be at most \d+, the {kind}s of this machine, got 4096"
+    with pytest.raises(ValueError, match=message), ray_session(config):
+        pass

@@ -1,10 +1,13 @@
 """What the three part searches are given; the searches themselves run in `test_part_search.py` and `test_run.py`."""
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 
 from ops import OpSpec
 from pipeline.config import Config, load_config
+from pipeline.run import open_run
 from pipeline.search_inputs import cost_models, features_megabytes, part_targets, prepare_inputs, search_key, space_of
 from search_space import SearchSpace
 
@@ -52,6 +55,15 @@ def test_inputs_hold_features_or_images(quick_prior: object, images: list[np.nda
     live = prepare_inputs(tiny("search.prior_features=live"), quick_prior, dict(zip("ab", images, strict=True)))
     assert live.patches is None
     assert sum(image.size for half in live.images for image in half) == sum(image.size for image in images)
+
+
+def test_features_that_will_not_fit_are_refused_before_they_are_computed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    run = open_run(load_config("tiny", [f"output={tmp_path}/run", "search.num_patches=100000"]))
+    with pytest.raises(ValueError, match=r"features need about \d+ MB, `ray.object_store_mb` is \d+; raise it, or set"):
+        run.search_inputs()
 
 
 def test_the_search_key_tells_what_a_search_depends_on() -> None:
