@@ -1,5 +1,5 @@
 # `make run`: set up and carry out the whole method once. `make test`: set up and pass the tests. `make lint`: style.
-# `make test-faults`: minutes of killed collections. `make test-cluster`: minutes of a real cluster of three hosts on this
+# `make test-faults`: minutes of killed collections, thousands of damaged files. `make test-cluster`: minutes of a real cluster of three hosts on this
 # machine. `make audit`: known vulnerabilities.
 PYTHON ?= python3
 VENV := .venv
@@ -15,6 +15,7 @@ test: setup
 
 test-faults: setup
 	$(BIN)/pytest -m faults -n 0
+	$(BIN)/pytest -n 0 --hypothesis-profile=thousands tests/pipeline/test_damaged_files.py
 
 test-cluster: setup
 	$(BIN)/pytest -m cluster -n 0 -rs tests/cluster

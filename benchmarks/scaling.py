@@ -245,6 +245,8 @@ def project(scale: str, config: Config, pieces: dict[str, Any], tflops: float) -
     per_second = num / (result["hours"] * 3600)
     # What a search hands back: three derived parts, never larger than their supernets.
     returned = num * work["supernet_bytes"] + num * tracking["record_bytes"]
+    # After every epoch of a part its weights and two moments of Adam travel to the disk of the command's own machine.
+    checkpoints = num * config.search.num_epochs * 3 * work["supernet_bytes"] * (1 - 1 / num_nodes)
     return {
         "scale": scale,
         "sustained_tflops": tflops,
@@ -254,6 +256,7 @@ def project(scale: str, config: Config, pieces: dict[str, Any], tflops: float) -
         "shared_bytes_per_node": shared,
         "seconds_to_share_from_one_head": shared * num_nodes * 8 / (ASSUMED["network_gbit_per_second"] * 1e9),
         "returned_bytes_per_second": returned / (result["hours"] * 3600),
+        "checkpoint_bytes_per_second": checkpoints / (result["hours"] * 3600),
         "tracking_calls_per_second": per_second * tracking["calls_per_architecture"],
         # The place, driver or tracker is full when a search is as short as this; the first to fill counts.
         "driver_full_below_part_seconds": concurrency * ray["seconds_per_trial"],

@@ -5,7 +5,6 @@ Parquet file that pandas reads too: one row per `OpSpec`, the `DeviceInfo` as JS
 """
 
 import json
-import os
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -16,6 +15,7 @@ import pyarrow.parquet as pq
 from latency.device import DeviceInfo, describe_differences
 from latency.measure import Timing
 from ops import OPS_VERSION, OpSpec
+from ops.files import written_beside
 
 _VERSIONS = {"schema_version": 1, "ops_version": OPS_VERSION}
 _METADATA_KEY = b"latency_table"
@@ -100,21 +100,19 @@ class LatencyTable:
             )
 
     def save(self, path: Path) -> None:
-        """Write a Parquet file: beside `path` first, then renamed, so that `path` is never half written."""
+        """Write a Parquet file: beside `path` first, then renamed, so that `path` is never half written.
+
+        Raises:
+            OSError: the disk is full or the folder cannot be written; the message names `path`.
+        """
         metadata = _VERSIONS | {"device_info": self.device_info.to_dict()}
         rows = [
             spec.to_dict() | {name: getattr(timing, name) for name in _TIMING_FIELDS}
             for spec, timing in self._timings.items()
         ]
         schema = _SCHEMA.with_metadata({_METADATA_KEY: json.dumps(metadata).encode()})
-        path = Path(path)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        beside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-        try:
+        with written_beside(path) as beside:
             pq.write_table(pa.Table.from_pylist(rows, schema=schema), beside, write_page_checksum=True)
-            os.replace(beside, path)
-        finally:
-            beside.unlink(missing_ok=True)
 
     @classmethod
     def load(cls, path: Path, *, expected: DeviceInfo | None) -> "LatencyTable":
@@ -178,9 +176,14 @@ def _read_timings(file: pq.ParquetFile) -> dict[OpSpec, Timing]:
     if file.metadata.num_rows > _MAX_ROWS:
         raise ValueError(f"it has {file.metadata.num_rows} rows, more than {_MAX_ROWS}")
     timings: dict[OpSpec, Timing] = {}
-    for row in file.read(use_threads=False).to_pylist():
-        spec = OpSpec(**{name: row[name] for name in _SPEC_FIELDS})
-        if spec in timings:
-            raise ValueError(f"it has two rows for {spec}")
-        timings[spec] = Timing(**{name: row[name] for name in _TIMING_FIELDS})
+    num_bytes = 0
+    for batch in file.iter_batches(batch_size=64, use_threads=False):
+        num_bytes += batch.nbytes  # repeated texts are stored once, so that a small file may hold far more
+        if num_bytes > _MAX_FILE_BYTES:
+            raise ValueError(f"its rows unpack to more than {_MAX_FILE_BYTES} bytes")
+        for row in batch.to_pylist():
+            spec = OpSpec(**{name: row[name] for name in _SPEC_FIELDS})
+            if spec in timings:
+                raise ValueError(f"it has two rows for {spec}")
+            timings[spec] = Timing(**{name: row[name] for name in _TIMING_FIELDS})
     return timings

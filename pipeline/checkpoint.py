@@ -5,12 +5,10 @@ unknown classes.
 """
 
 import io
-import os
-import re
 import warnings
 import zipfile
 from collections.abc import Callable, Collection, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -20,47 +18,17 @@ from safetensors.torch import load_file
 from safetensors.torch import save as to_bytes
 from torch import Tensor, nn
 
+from ops.files import naming_file as naming_file
+from ops.files import partial_files, written_beside
+
 ModuleT = TypeVar("ModuleT", bound=nn.Module)
-_PARTIAL = re.compile(r"\..+\.\d+(\.\w+)?")  # names that `written_beside`, genotypes and latency tables write under
-
-
-@contextmanager
-def written_beside(path: Path | str) -> Iterator[Path]:
-    """Yield a path beside `path` to write to; the block's end renames it to `path`, an error removes it.
-
-    Raises:
-        OSError: the disk is full or the folder cannot be written; the message names `path`.
-    """
-    path = Path(path)
-    beside = path.with_name(f".{path.stem}.{os.getpid()}{path.suffix}")
-    with naming_file(path):
-        try:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            yield beside
-            os.replace(beside, path)
-        except BaseException:
-            beside.unlink(missing_ok=True)  # it would take the space that may be missing
-            raise
-
-
-@contextmanager
-def naming_file(path: Path) -> Iterator[None]:
-    """Let an error of the block name the file that was to be written, and what comes next.
-
-    Raises:
-        OSError: as the block's.
-    """
-    try:
-        yield
-    except OSError as error:
-        raise OSError(error.errno, f"{error.strerror}; mend that and the same command goes on", str(path)) from error
 
 
 def remove_partial_files(folder: Path) -> None:
-    """Remove what killed processes left half written in `folder` and below; nobody else may be working there."""
-    for path in folder.rglob(".*"):
-        if _PARTIAL.fullmatch(path.name) and path.is_file():
-            path.unlink(missing_ok=True)
+    """Remove what processes that are gone left half written in `folder` and below."""
+    for path in partial_files(folder):
+        with suppress(OSError):  # of another user, or another command tidies too
+            path.unlink()
 
 
 def write_atomically(path: Path | str, content: str | bytes) -> None:

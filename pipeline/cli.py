@@ -150,7 +150,7 @@ def _add_models(group: Any) -> None:
     evaluate.add_argument("--output", metavar="DIR", help="folder for evaluation.csv, evaluation.md and images.csv; "
                           "finished rows in it are kept; default: the table is only shown")  # fmt: skip
     evaluate.add_argument("--tracking-uri", metavar="URI", help="MLflow server or database for what --output keeps; "
-                          "default mlflow.db beside DIR")  # fmt: skip
+                          "default MLFLOW_TRACKING_URI, or mlflow.db beside DIR")  # fmt: skip
     denoise = _add(group, "denoise", commands.denoise_command)
     denoise.add_argument("model", help=kinds)
     dnd = _add(group, "dnd", commands.dnd_command)

@@ -281,6 +281,7 @@ def shared_supernets(run: Run, inputs: "ray.ObjectRef[SearchInputs]") -> list[di
 
     Raises:
         ValueError: supernets of other settings.
+        RuntimeError: a training failed; the message names the cause.
     """
     config = run.config
     folder = Path(config.collect.supernets) if config.collect.supernets else run.folder
@@ -306,7 +307,13 @@ def shared_supernets(run: Run, inputs: "ray.ObjectRef[SearchInputs]") -> list[di
             steps[part_index] = step
             run.progress("shared supernets", sum(steps.values()), len(tasks) * config.collect.shared_steps)
         for task in done:
-            save_weights(paths[tasks[task]], ray.get(task), metadata={"supernet_key": key})
+            try:
+                weights = ray.get(task)
+            except ray.exceptions.RayTaskError as error:
+                if isinstance(error.cause, ray.exceptions.RayError):
+                    raise  # told by `ray_session`
+                raise RuntimeError(f"the training of shared supernets failed: {error.cause}") from error
+            save_weights(paths[tasks[task]], weights, metadata={"supernet_key": key})
     queue.shutdown()
     return [load_weights(path) for path in paths]
 
@@ -329,7 +336,7 @@ def _train_supernet(
     torch.set_num_threads(config.search.threads_per_part)
     settings: CollectConfig = config.collect
 
-    def progress(step: int, l_dp: float) -> None:
+    def progress(step: int, l_dp: float | None) -> None:
         if step % _PROGRESS_EVERY == 0 or step == settings.shared_steps:
             queue.put((part_index, step))
 
@@ -342,5 +349,6 @@ def _train_supernet(
         learning_rate=settings.shared_learning_rate,
         seed=config.seed,
         device=torch.device(config.device),
+        max_bad_steps=config.search.max_bad_steps,
         progress=progress,
     )

@@ -14,7 +14,7 @@ from pipeline.checkpoint import write_atomically
 from pipeline.config import Config
 from pipeline.priors import NUM_PARTS
 from pipeline.records import Record
-from pipeline.sending import UNSENT_FILE, BackgroundSender
+from pipeline.sending import UNSENT_FILE, BackgroundSender, FolderRun
 from pipeline.tracking import RUN_ID_FILE, Tracker
 from search_space import Genotype
 
@@ -28,48 +28,54 @@ COLUMNS = (
 class CollectionTracking:
     """The parent run of a collection and what its children hold already.
 
+    The server of a collection that goes on may be away: it is asked when something is sent.
+
     Args:
         folder: of the collection; remembers the parent run.
         uri: of the tracking server or database.
         config: settings of the collection.
 
     Raises:
-        ConnectionError: the server does not answer.
-        ValueError: the URI or the remembered run cannot be used.
+        ConnectionError: the server does not answer when a collection begins.
+        ValueError: the URI cannot be used when a collection begins.
     """
 
     def __init__(self, folder: Path, uri: str, config: Config) -> None:
+        self._folder = folder
+        self._uri = uri
+        self._config = config
         self._unsent = folder / UNSENT_FILE
-        self.parent = Tracker.open(
-            uri, f"{config.tracking.experiment}-collections", f"collection {folder.name}", kind=KIND_COLLECTION,
-            tags={"preset": config.name}, remember=folder / RUN_ID_FILE,
-        )  # fmt: skip
-        settings = config.to_dict()
-        self.parent.log_params({name: settings[name] for name in ("seed", "device", "space", "search", "collect")})
-        self.parent.share_view(self.parent.run_id, self._view())
-        self._sent = self.parent.children("record")
+        self._sent: dict[str, tuple[str, bool]] = {}
+        self._tracked = FolderRun(folder, self._open)
+
+    @property
+    def parent(self) -> Tracker:
+        """The parent run; an error of `FolderRun.reach` while its server is away."""
+        return self._tracked.reach()
 
     @property
     def link(self) -> str:
         """The page of all architectures of the collection, best first, without the server's address."""
-        return f"/#/experiments/{self.parent.experiment_id}/runs?viewStateShareKey={self.parent.run_id}"
+        parent = self.parent
+        return f"/#/experiments/{parent.experiment_id}/runs?viewStateShareKey={parent.run_id}"
 
     def send(self, records: Sequence[Record]) -> int:
         """Send the records that MLflow lacks; return how many."""
-        self.parent.reach()
+        parent = self.parent
         num_sent = 0
         for record in records:
             run_id, is_finished = self._sent.get(record["key"], (None, False))
             if not is_finished:
-                self._sent[record["key"]] = (self._send(record, run_id), True)
+                self._sent[record["key"]] = (self._send(parent, record, run_id), True)
                 num_sent += 1
         return num_sent
 
     def end(self, records: Sequence[Record]) -> int:
         """Send the records that MLflow lacks, write the collection's totals and end the parent run; return how many."""
         num_sent = self.send(records)
+        parent = self.parent
         searched = [record for record in records if record["origin"] == "searched"]
-        self.parent.log_metrics(
+        parent.log_metrics(
             {
                 "num_searched": len(searched),
                 "num_random": len(records) - len(searched),
@@ -77,7 +83,7 @@ class CollectionTracking:
             },
             len(records),
         )
-        self.parent.end()
+        parent.end()
         self._unsent.unlink(missing_ok=True)
         return num_sent
 
@@ -86,11 +92,24 @@ class CollectionTracking:
         write_atomically(self._unsent, "`denoise-nas track`, or the same command, sends what MLflow lacks\n")
         return BackgroundSender(self.send, promise="records stay on disk for `denoise-nas track`")
 
-    def _send(self, record: Record, run_id: str | None) -> str:
-        child = self.parent.child(
+    def _open(self) -> Tracker:
+        config = self._config
+        parent = Tracker.open(
+            self._uri, f"{config.tracking.experiment}-collections", f"collection {self._folder.name}",
+            kind=KIND_COLLECTION, tags={"preset": config.name}, remember=self._folder / RUN_ID_FILE,
+        )  # fmt: skip
+        settings = config.to_dict()
+        parent.log_params({name: settings[name] for name in ("seed", "device", "space", "search", "collect")})
+        parent.share_view(parent.run_id, _view(parent))
+        self._sent = parent.children("record")
+        return parent
+
+    def _send(self, parent: Tracker, record: Record, run_id: str | None) -> str:
+        child = parent.child(
             run_name(record), kind=KIND_ARCHITECTURE, run_id=run_id,
             tags={"record": record["key"], "origin": record["origin"]},
         )  # fmt: skip
+        self._sent[record["key"]] = (child.run_id, False)  # the next attempt goes on with it
         names = ("origin", "index", "seed", "genotype_id", "complexity_weight", "cost", "weights")
         params = {name: record[name] for name in names if record.get(name) is not None}
         child.log_params(params | {name: _short(value) for name, value in json.loads(record["varied"]).items()})
@@ -104,23 +123,18 @@ class CollectionTracking:
         child.end()
         return child.run_id
 
-    def _view(self) -> dict[str, Any]:
-        return {
-            "searchFilter": f"tags.kind = '{KIND_ARCHITECTURE}' and tags.mlflow.parentRunId = '{self.parent.run_id}'",
-            "orderByKey": "metrics.`proxy_psnr_db`",
-            "orderByAsc": False,
-            "selectedColumns": ["attributes.`Created`", *COLUMNS],
-            "viewMaximized": True,
-            "runListHidden": False,
-        }
-
 
 def track_study(folder: Path, uri: str, config: Config, files: Sequence[Path]) -> None:
-    """Attach the files of a study to the collection's run."""
-    tracking = CollectionTracking(folder, uri, config)
+    """Attach the files of a study to the collection's run.
+
+    Raises:
+        ConnectionError: the server does not answer.
+        TrackingError: it does not have the run, or refuses.
+    """
+    parent = CollectionTracking(folder, uri, config).parent
     for path in files:
-        tracking.parent.log_artifact(path, "study" if path.suffix == ".html" else f"study/{path.parent.name}")
-    tracking.parent.end()
+        parent.log_artifact(path, "study" if path.suffix == ".html" else f"study/{path.parent.name}")
+    parent.end()
 
 
 def run_name(record: Record) -> str:
@@ -146,6 +160,17 @@ def record_metrics(record: Record) -> dict[str, float]:
         if record.get(f"l_dp_part{part}") is not None:
             metrics[f"part{part}/l_dp"] = record[f"l_dp_part{part}"]
     return {name: round(value, 4) for name, value in metrics.items()}
+
+
+def _view(parent: Tracker) -> dict[str, Any]:
+    return {
+        "searchFilter": f"tags.kind = '{KIND_ARCHITECTURE}' and tags.mlflow.parentRunId = '{parent.run_id}'",
+        "orderByKey": "metrics.`proxy_psnr_db`",
+        "orderByAsc": False,
+        "selectedColumns": ["attributes.`Created`", *COLUMNS],
+        "viewMaximized": True,
+        "runListHidden": False,
+    }
 
 
 def _short(value: Any) -> Any:

@@ -6,6 +6,7 @@ functions, so that `--help` answers at once.
 
 import argparse
 import json
+import logging
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
@@ -17,6 +18,8 @@ from latency import LatencyTable
 from pipeline.config import Config, load_config
 from pipeline.report import ProgressReport, collection_table, price_table, score_table, study_table, summary_table
 
+_logger = logging.getLogger(__name__)
+
 
 def run_command(options: argparse.Namespace, console: Console) -> None:
     """Price, search, derive, retrain, evaluate and record one architecture."""
@@ -24,13 +27,14 @@ def run_command(options: argparse.Namespace, console: Console) -> None:
     from pipeline.cluster import ray_session
     from pipeline.run_tracking import RunTracking
     from pipeline.summary import write_summary
+    from pipeline.tracking import how_to_see
 
     config = _config(options)
     summary_path = Path(config.output) / "summary.json"
     with _opened(config, console) as run, ExitStack() as stack:
         if summary_path.exists():
+            summary = _read_summary(summary_path)
             console.print(f"{run.folder} holds this run already, finished; its summary:", soft_wrap=True)
-            summary = json.loads(summary_path.read_text())
             if RunTracking.has_unsent(run.folder):
                 stack.enter_context(RunTracking(run)).finish(summary)
         else:
@@ -41,8 +45,16 @@ def run_command(options: argparse.Namespace, console: Console) -> None:
             write_summary(run.folder, summary)
             tracking.finish(summary)
     console.print(summary_table(summary))
-    console.print(f"everything is in {run.folder}; see it with: mlflow ui --backend-store-uri {config.tracking_uri}",
-                  soft_wrap=True)  # fmt: skip
+    console.print(f"everything is in {run.folder}; {how_to_see(config.tracking_uri)}", soft_wrap=True)
+
+
+def _read_summary(path: Path) -> dict[str, Any]:
+    try:
+        summary = json.loads(path.read_text(encoding="utf-8"))
+        summary_table(summary)  # has all that is shown and sent
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        raise ValueError(f"{path} is damaged: {error!r}; remove it, and the same command writes it again") from error
+    return summary
 
 
 def latency_build_command(options: argparse.Namespace, console: Console) -> None:
@@ -101,6 +113,7 @@ def collect_command(options: argparse.Namespace, console: Console) -> None:
     from pipeline.cluster import ray_session
     from pipeline.collect import DATASET_FOLDER, claim_collection, collect
     from pipeline.collection_tracking import CollectionTracking
+    from pipeline.tracking import how_to_see
 
     for name in ("sampler", "retrain_steps"):
         if getattr(options, name) is not None:
@@ -115,12 +128,11 @@ def collect_command(options: argparse.Namespace, console: Console) -> None:
         sender = stack.enter_context(tracking.sender())
         stack.enter_context(ray_session(config.ray))
         records = collect(run, num_searched=options.num, num_random=options.random, on_record=sender.add)
-        sender.finish(lambda: tracking.end(records))
+        has_sent = sender.finish(lambda: tracking.end(records))
     console.print(collection_table(records))
-    console.print(
-        f"data set: {run.path(DATASET_FOLDER)}\nmlflow ui --backend-store-uri {config.tracking_uri}\n"
-        f"then http://127.0.0.1:5000{tracking.link}", soft_wrap=True,
-    )  # fmt: skip
+    console.print(f"data set: {run.path(DATASET_FOLDER)}", soft_wrap=True)
+    if has_sent:
+        console.print(how_to_see(config.tracking_uri, tracking.link), soft_wrap=True)
 
 
 def track_command(options: argparse.Namespace, console: Console) -> None:
@@ -145,6 +157,7 @@ def analyze_command(options: argparse.Namespace, console: Console) -> None:
     from pipeline.collection_tracking import track_study
     from pipeline.records import read_records, write_dataset
     from pipeline.study import analyze
+    from pipeline.tracking import RUN_ID_FILE, TRACKING_ERRORS
 
     folder = dataset = Path(options.collection)
     if (folder / RECORDS_FOLDER).is_dir():  # a collection, perhaps an unfinished one
@@ -163,14 +176,26 @@ def analyze_command(options: argparse.Namespace, console: Console) -> None:
         for claim in answer.explanation:
             console.print(f"  {claim}", soft_wrap=True)
     console.print(f"report: {output / 'report.html'}", soft_wrap=True)
-    if (folder / "mlflow_run_id").exists() and (folder / "config.yaml").exists():
+    if (folder / RUN_ID_FILE).exists() and (folder / "config.yaml").exists():
         config = _collection_config(folder, options)
-        track_study(folder, config.tracking_uri, config, study.files)
+        try:
+            track_study(folder, config.tracking_uri, config, study.files)
+        except TRACKING_ERRORS as error:  # the report is there
+            _logger.warning("the report is not in MLflow: %s", error)
 
 
 def _collection_config(folder: Path, options: argparse.Namespace) -> Config:
-    """Return the settings that a collection was made with, and those of this command."""
-    return load_config(str(folder / "config.yaml"), [*options.overrides, f"output={json.dumps(str(folder))}"])
+    """Return the settings that a collection was made with, and those of this command.
+
+    A folder may come from anybody: where to record is not taken from it.
+    """
+    source = str(folder / "config.yaml")
+    overrides = ["tracking.uri=null", *options.overrides, f"output={json.dumps(str(folder))}"]
+    config, recorded = load_config(source, overrides), load_config(source).tracking.uri
+    if recorded not in (None, config.tracking_uri):
+        _logger.warning("%s names the tracking server or database %r, which is not followed; this command uses %s. "
+                        "Give tracking.uri=.. to use another", source, recorded, config.tracking_uri)  # fmt: skip
+    return config
 
 
 def denoise_command(options: argparse.Namespace, console: Console) -> None:
@@ -230,7 +255,7 @@ def baseline_train_command(options: argparse.Namespace, console: Console) -> Non
     from pipeline.baseline_training import parse_sizes, train_baseline, trainable_baselines
     from pipeline.evaluate import evaluate_denoiser, mean_score
     from pipeline.models import load_denoiser
-    from pipeline.run_tracking import open_tracker, run_params
+    from pipeline.run_tracking import RunTracking
 
     if options.name not in trainable_baselines():
         raise ValueError(f"`NAME` must be one of {', '.join(trainable_baselines())}, got {options.name!r}")
@@ -238,15 +263,18 @@ def baseline_train_command(options: argparse.Namespace, console: Console) -> Non
     config = _config(options)
     if not options.output and not any(text.startswith("output=") for text in options.overrides):
         config = config.with_settings({"output": f"{config.output}-{options.name}"})
-    with _opened(config, console) as run, open_tracker(config, run.folder, kind="baseline") as tracker:
-        tracker.log_params({"baseline": options.name, "sizes": sizes} | run_params(config))
-        weights = train_baseline(run, options.name, sizes, log=tracker.log_metrics)
+    with (
+        _opened(config, console) as run,
+        RunTracking(run, kind="baseline", params={"baseline": options.name, "sizes": sizes}) as tracking,
+    ):
+        weights = train_baseline(run, options.name, sizes, log=tracking.log)
         scores = evaluate_denoiser(
             load_denoiser(weights).to(config.device), run.validation_images, sigma=config.noise.validation_sigma,
             device=config.device, tile_size=config.evaluate.tile_size,
         )  # fmt: skip
         mean = mean_score(scores)
-        tracker.log_metrics({"psnr_db": mean.psnr_db, "ssim": mean.ssim}, config.retrain.num_epochs)
+        tracking.log({"psnr_db": mean.psnr_db, "ssim": mean.ssim}, config.retrain.num_epochs)
+        tracking.finish()
     console.print(score_table(f"baseline {options.name}", [score.to_dict() for score in [*scores, mean]]))
     console.print(f"weights: {weights}", soft_wrap=True)
 
@@ -266,14 +294,15 @@ def export_command(options: argparse.Namespace, console: Console) -> None:
 
 def dnd_command(options: argparse.Namespace, console: Console) -> None:
     """Denoise the Darmstadt set and write the files that its benchmark's server takes; resumes."""
+    from pipeline.cluster import load_op_files, read_op_files
     from pipeline.data.dnd import write_submission
-    from pipeline.denoise import denoise_image
+    from pipeline.evaluation.models import open_model
 
-    model = _load_denoiser(options)
+    load_op_files(read_op_files(tuple(options.op_file)))
+    model = open_model(options.model, device=options.device, tile_size=options.tile_size)
     with ProgressReport(console) as progress:
         paths = write_submission(
-            options.folder, options.output,
-            lambda noisy: denoise_image(model, noisy, tile_size=options.tile_size, device=options.device),
+            options.folder, options.output, model.for_noise(None), fingerprint=model.fingerprint or model.name,
             progress=lambda done, total: progress("denoise DND", done, total),
         )  # fmt: skip
     console.print(f"{len(paths)} files in {options.output}", soft_wrap=True)

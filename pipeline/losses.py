@@ -1,6 +1,7 @@
 """L_dp and L_train, SSIM as a loss, and whether a step may be taken.
 
-Called by the part searches (Eq. 11) and by retraining (Eq. 14) of arXiv 2502.13359, and by the peers' searches.
+Called by the part searches (Eq. 11) and by retraining (Eq. 14) of arXiv 2502.13359, by the trainings of priors and
+shared supernets, and by the peers' searches.
 """
 
 import math

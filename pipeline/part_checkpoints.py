@@ -52,6 +52,9 @@ def checkpoint_file(job: "PartJob", *, is_home: bool) -> Iterator[Path | None]:
     Args:
         job: with what its checkpoint holds.
         is_home: this is its home node.
+
+    Raises:
+        FloatingPointError, ValueError: as the block's; they name the file at home, whichever the search has.
     """
     if job.checkpoint_path is None or is_home:
         yield None if job.checkpoint_path is None else Path(job.checkpoint_path)
@@ -60,4 +63,10 @@ def checkpoint_file(job: "PartJob", *, is_home: bool) -> Iterator[Path | None]:
         path = Path(folder) / Path(job.checkpoint_path).name
         if job.checkpoint:
             path.write_bytes(job.checkpoint)
-        yield path
+        try:
+            yield path
+        except (FloatingPointError, ValueError) as error:
+            if str(path) not in str(error):
+                raise
+            kind = FloatingPointError if isinstance(error, FloatingPointError) else ValueError
+            raise kind(str(error).replace(str(path), job.checkpoint_path)) from error

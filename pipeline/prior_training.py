@@ -9,6 +9,7 @@ import math
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -17,6 +18,7 @@ from torch import Tensor
 
 from pipeline.checkpoint import load_checkpoint, restoring, save_checkpoint
 from pipeline.data.patches import PatchSource
+from pipeline.losses import is_good_step
 from pipeline.plain import to_plain
 from pipeline.priors import MIRNet, NAFNet, Prior
 from pipeline.settings import PriorTrainConfig
@@ -60,13 +62,14 @@ def train_prior(
         config: numbers of the training.
         checkpoint_path: written every `config.checkpoint_every` steps and at the end.
         device: where to train.
-        progress: called with (step, mean loss since the last call, seconds per step) every 50 steps.
+        progress: called every 50 steps with (step, mean loss since the last call, seconds per step of it).
 
     Returns:
         `prior`, in evaluation mode.
 
     Raises:
         ValueError: the checkpoint belongs to another configuration.
+        FloatingPointError: more than `max_bad_steps` steps had no finite loss, or all of them.
     """
     source = PatchSource(
         images, patch_size=config.patch_size, noise_model=config.noise_model, sigma_range=config.sigma_range
@@ -74,16 +77,18 @@ def train_prior(
     generator = torch.Generator().manual_seed(config.seed)
     prior.to(device, memory_format=torch.channels_last).train()  # type: ignore[call-overload]
     optimizer = torch.optim.Adam(prior.parameters(), lr=config.learning_rate)
-    first_step = 0
+    first_step = num_bad_steps = 0
+    settings = _lasting_settings(config)
     if checkpoint_path.exists():
         state = load_checkpoint(checkpoint_path, map_location=device)
-        if state.get("config") != to_plain(config):
-            raise ValueError(f"checkpoint {checkpoint_path} was made by {state.get('config')}, got {to_plain(config)}")
+        if state.get("config") != settings:
+            raise ValueError(f"checkpoint {checkpoint_path} was made by {state.get('config')}, got {settings}")
         with restoring(checkpoint_path):
             prior.load_state_dict(state["weights"])
             optimizer.load_state_dict(state["optimizer"])
             generator.set_state(state["generator"].cpu())
             first_step = range(config.num_steps + 1)[state["step"]]
+            num_bad_steps = int(state.get("num_bad_steps", 0))  # earlier versions did not count them
         _logger.info("resumed %s at step %d", checkpoint_path, first_step)
 
     def save(step: int) -> None:
@@ -94,11 +99,13 @@ def train_prior(
                 "weights": prior.state_dict(),
                 "optimizer": optimizer.state_dict(),
                 "generator": generator.get_state(),
-                "config": to_plain(config),
+                "config": settings,
+                "num_bad_steps": num_bad_steps,
             },
         )
 
     losses: list[float] = []
+    saved_step = first_step
     since = time.perf_counter()
     for step in range(first_step, config.num_steps):
         for group in optimizer.param_groups:
@@ -106,20 +113,42 @@ def train_prior(
         noisy, clean = (
             t.to(device, memory_format=torch.channels_last) for t in source.sample(config.batch_size, generator)
         )
-        losses.append(_step(prior, optimizer, noisy, clean))
-        if progress and (step + 1) % 50 == 0:
+        loss = _step(prior, optimizer, noisy, clean)
+        if loss is not None:
+            losses.append(loss)
+        else:
+            num_bad_steps += 1
+        if num_bad_steps > min(config.max_bad_steps, config.num_steps - 1):
+            kept = f"{checkpoint_path}, step {saved_step}" if saved_step else "none was kept"
+            raise FloatingPointError(
+                f"step {step + 1}: {num_bad_steps} steps had a loss or gradient that is not finite, "
+                f"`prior_train.max_bad_steps` is {config.max_bad_steps}; lower `prior_train.learning_rate`; last good "
+                f"checkpoint: {kept}"
+            )
+        if progress and losses and (step + 1) % 50 == 0:
             now = time.perf_counter()
             progress(step + 1, sum(losses) / len(losses), (now - since) / len(losses))
             losses, since = [], now
         if (step + 1) % config.checkpoint_every == 0 or step + 1 == config.num_steps:
             save(step + 1)
+            saved_step = step + 1
     return prior.eval()
 
 
-def _step(prior: Prior, optimizer: torch.optim.Optimizer, noisy: Tensor, clean: Tensor) -> float:
+def _lasting_settings(config: PriorTrainConfig) -> dict[str, Any]:
+    """Return the settings without what a training goes on with when it changes: when to give up."""
+    settings: dict[str, Any] = to_plain(config)
+    del settings["max_bad_steps"]
+    return settings
+
+
+def _step(prior: Prior, optimizer: torch.optim.Optimizer, noisy: Tensor, clean: Tensor) -> float | None:
+    """Return the loss, or None where it or a gradient was not finite and nothing was changed."""
     loss = F.l1_loss(prior(noisy), clean)
     optimizer.zero_grad()
     loss.backward()
+    if not is_good_step(loss.item(), prior.parameters()):
+        return None
     # A rare steep patch would otherwise throw a network without normalisation off.
     torch.nn.utils.clip_grad_norm_(prior.parameters(), 0.1)
     optimizer.step()

@@ -21,7 +21,7 @@ from search_space import DIRECTIONS, LEVELS, NUM_PARTS, WIDTHS, Genotype, Search
 RECORD_SCHEMA_VERSION = 1
 ORIGINS = ("searched", "random")
 PARTS = tuple(range(NUM_PARTS))
-_MAX_ROWS = 10_000_000
+_MAX_ROWS, _MAX_BYTES = 10_000_000, 2 * 1024**3
 ARCHITECTURES_FILE, CELLS_FILE = "architectures.parquet", "cells.parquet"
 
 _PER_PART = [(f"{name}_part{part}", kind) for name, kind in
@@ -190,6 +190,16 @@ def _rows_table(schema: pa.Schema, rows: list[dict[str, Any]]) -> pa.Table:
     return pa.Table.from_pylist([{column: row.get(column) for column in schema.names} for row in rows], schema)
 
 
+def _read_bounded(file: pq.ParquetFile) -> pa.Table:
+    batches, num_bytes = [], 0
+    for batch in file.iter_batches(batch_size=256, use_threads=False):
+        num_bytes += batch.nbytes  # repeated texts are stored once, so that a small file may hold far more
+        if num_bytes > _MAX_BYTES:
+            raise ValueError(f"its rows unpack to more than {_MAX_BYTES} bytes")
+        batches.append(batch)
+    return pa.Table.from_batches(batches, schema=file.schema_arrow)
+
+
 def read_dataset(folder: Path) -> tuple[pa.Table, pa.Table]:
     """Read the architectures and the cells of a data set.
 
@@ -206,7 +216,7 @@ def read_dataset(folder: Path) -> tuple[pa.Table, pa.Table]:
             file = pq.ParquetFile(path)
             if file.metadata.num_rows > _MAX_ROWS:
                 raise ValueError(f"it has {file.metadata.num_rows} rows, more than {_MAX_ROWS}")
-            table = file.read()
+            table = _read_bounded(file)
             table.validate(full=True)  # texts of a damaged file need not be Unicode
         except (pa.ArrowException, OSError, ValueError) as error:
             raise ValueError(f"{path} is not a Parquet file: {error}") from error

@@ -1,5 +1,6 @@
 """What a person sees: progress of long work, and tables at the end. Called by `pipeline.commands` alone."""
 
+import math
 import sys
 import time
 from statistics import median
@@ -55,7 +56,8 @@ def summary_table(summary: dict[str, Any]) -> Table:
     for column in ("", "noisy", "prior", "found network"):
         table.add_column(column, justify="left" if not column else "right")
     psnr, ssim = summary["psnr_db"], summary["ssim"]
-    table.add_row("PSNR, dB", *(f"{psnr[key]:.2f}" for key in ("noisy", "prior", "denoised")))
+    decibels = (math.inf if psnr[key] is None else psnr[key] for key in ("noisy", "prior", "denoised"))  # of the file
+    table.add_row("PSNR, dB", *(f"{value:.2f}" for value in decibels))
     table.add_row("SSIM", *(f"{ssim[key]:.4f}" for key in ("noisy", "prior", "denoised")))
     size = summary["latency_image_size"]
     table.add_row(

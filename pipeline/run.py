@@ -34,7 +34,14 @@ from pipeline.evaluate import ImageScore, evaluate_denoiser, mean_score
 from pipeline.part_search import PartSearchResult
 from pipeline.pictures import ComparisonRow, comparison_figure
 from pipeline.priors import NUM_PARTS, Prior, load_prior
-from pipeline.search_inputs import SearchInputs, cost_models, features_megabytes, prepare_inputs, search_key
+from pipeline.search_inputs import (
+    SearchInputs,
+    cost_models,
+    features_megabytes,
+    prepare_inputs,
+    search_key,
+    split_training_images,
+)
 from search_space import (
     DenoisingNetwork,
     Genotype,
@@ -246,7 +253,7 @@ class Run:
             scores of every image.
         """
         config = self.config
-        device = torch.device(config.device)
+        device = _own_device(config)
         network = network.to(device, memory_format=torch.channels_last).eval()  # type: ignore[call-overload]
 
         def scores_of(model: torch.nn.Module) -> list[ImageScore]:
@@ -334,14 +341,14 @@ def open_run(config: Config, *, progress: Progress = _no_progress, log: MetricLo
         ValueError: unreadable images, impossible settings, or a folder that holds a run of other settings.
     """
     load_op_files(read_op_files(config.space.op_files))
-    if config.device == "cuda" and not torch.cuda.is_available():
+    if config.device == "cuda" and not torch.cuda.is_available() and cluster_address(config.ray) is None:
         raise ValueError("`device` is cuda, but torch sees no CUDA device")
     if config.device == "cuda" and cluster_address(config.ray) is not None and config.ray.gpus_per_part == 0:
         raise ValueError("`ray.gpus_per_part` must be above 0 on a cluster when `device` is cuda: Ray may place a part "
                          "that asks for none on a machine without one")  # fmt: skip
     if config.latency.device != "cpu" and not torch.cuda.is_available():
         raise ValueError(f"`latency.device` is {config.latency.device}, but torch sees no CUDA device")
-    prior = load_prior(config.prior.weights, device=config.device)
+    prior = load_prior(config.prior.weights, device=_own_device(config))
     space = SearchSpace(
         num_channels=prior.num_channels,
         num_resolutions=config.space.num_resolutions,
@@ -358,12 +365,18 @@ def open_run(config: Config, *, progress: Progress = _no_progress, log: MetricLo
         config.data.validation, photographs=VALIDATION_PHOTOGRAPHS, paired=paired, minimum_size=16,
         promote_grey=config.data.promote_grey, cache=config.data.cache, progress=progress,
     )  # fmt: skip
+    split_training_images(config, training)  # refuses what cannot be divided
     folder = Path(config.output)
     _claim_folder(folder, config)
     return Run(
         config=config, folder=folder, space=space, prior=prior, training_images=training,
         validation_images=validation, progress=progress, log=log,
     )  # fmt: skip
+
+
+def _own_device(config: Config) -> torch.device:
+    """Return where this process computes: on `device`, or on the CPU of a cluster's head that has no GPU itself."""
+    return torch.device(config.device if torch.cuda.is_available() else "cpu")
 
 
 @contextmanager

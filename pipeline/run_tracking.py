@@ -1,13 +1,13 @@
 """One run in MLflow: metrics while it works, then its numbers and files; all of it on disk first.
 
-Called by the command `run`. Metrics go to `metrics.jsonl` in the run's folder, each name and step once however often a
-run is interrupted, and from there to MLflow: sending a line again changes nothing, since it carries its time.
+Called by the commands `run` and `baseline train`. Metrics go to `metrics.jsonl` in the run's folder, each name and step
+once however often a run is interrupted, and from there to MLflow: a line that is sent again changes nothing, since it
+carries its time.
 """
 
 import json
-import logging
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -15,12 +15,11 @@ from typing import Any, Self
 from pipeline.checkpoint import naming_file, write_atomically
 from pipeline.config import Config
 from pipeline.run import Run
-from pipeline.sending import UNSENT_FILE, BackgroundSender
+from pipeline.sending import UNSENT_FILE, BackgroundSender, FolderRun
 from pipeline.summary import record_run
-from pipeline.tracking import RUN_ID_FILE, TRACKING_ERRORS, Tracker
+from pipeline.tracking import RUN_ID_FILE, Tracker
 
 JOURNAL_FILE = "metrics.jsonl"
-_logger = logging.getLogger(__name__)
 
 Row = dict[str, float]
 
@@ -63,29 +62,33 @@ class RunTracking:
     A server that goes away while the run works is one warning: what it misses is sent when it is back, at the latest
     by the same command once more.
 
-    Attributes:
-        run_id: of the MLflow run.
+    Args:
+        run: settings and folder.
+        kind: as a tag to filter by.
+        params: settings beside those of the run.
 
     Raises:
         ConnectionError: the server does not answer when a run begins.
         ValueError: the URI, the remembered run or the journal cannot be used.
     """
 
-    def __init__(self, run: Run) -> None:
+    def __init__(self, run: Run, *, kind: str = "architecture", params: Mapping[str, Any] | None = None) -> None:
         self._run = run
+        self._kind = kind
+        self._params = dict(params or {})
         self._journal = Journal(run.path(JOURNAL_FILE))
         self._sender: BackgroundSender[Row] = BackgroundSender(
             self._send, promise="the run goes on, its metrics stay on disk until they can be sent"
         )
-        self._tracker: Tracker | None = None
-        remembered = run.path(RUN_ID_FILE)
-        if remembered.exists():  # its server may be away
-            self.run_id = remembered.read_text(encoding="utf-8").strip()
-        else:
-            self.run_id = self._opened().run_id
+        self._tracked = FolderRun(run.folder, self._open)
         write_atomically(run.path(UNSENT_FILE), "the same command sends what MLflow lacks\n")
         for row in self._journal.rows:
             self._sender.add(row)
+
+    @property
+    def run_id(self) -> str:
+        """The id of the MLflow run."""
+        return self._run.path(RUN_ID_FILE).read_text(encoding="utf-8").strip()
 
     @staticmethod
     def has_unsent(folder: Path) -> bool:
@@ -98,8 +101,8 @@ class RunTracking:
         if row is not None:
             self._sender.add(row)
 
-    def finish(self, summary: dict[str, Any]) -> None:
-        """Send what is missing and the run's numbers and files, and end the MLflow run."""
+    def finish(self, summary: dict[str, Any] | None = None) -> None:
+        """Send what is missing, the numbers and files of a `summary`, and end the MLflow run."""
         if self._sender.finish(lambda: self._end(summary)):
             self._run.path(UNSENT_FILE).unlink()
 
@@ -111,35 +114,25 @@ class RunTracking:
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
         self._sender.__exit__()
-        if error is not None and self._tracker is not None:
-            try:
-                self._tracker.end("KILLED" if isinstance(error, KeyboardInterrupt) else "FAILED")
-            except TRACKING_ERRORS as second:  # the first error matters more
-                _logger.warning("run %s stays marked as running: %s", self.run_id, second)
+        self._tracked.__exit__(kind, error, traceback)
 
-    def _opened(self) -> Tracker:
-        """Return the tracker, quick to fail where no server answers."""
-        if self._tracker is None:
-            self._tracker = open_tracker(self._run.config, self._run.folder)
-            self._tracker.log_params(run_params(self._run.config))
-        self._tracker.reach()
-        return self._tracker
+    def _open(self) -> Tracker:
+        config = self._run.config
+        tracker = Tracker.open(
+            config.tracking_uri, config.tracking.experiment, f"{config.name} seed {config.seed}", kind=self._kind,
+            tags={"preset": config.name, "config_hash": config.config_hash}, remember=self._run.path(RUN_ID_FILE),
+        )  # fmt: skip
+        tracker.log_params(self._params | run_params(config))
+        return tracker
 
     def _send(self, rows: Sequence[Row]) -> None:
-        self._opened().log_history(rows)
+        self._tracked.reach().log_history(rows)
 
-    def _end(self, summary: dict[str, Any]) -> None:
-        tracker = self._opened()
-        record_run(self._run, tracker, summary)
+    def _end(self, summary: dict[str, Any] | None) -> None:
+        tracker = self._tracked.reach()
+        if summary is not None:
+            record_run(self._run, tracker, summary)
         tracker.end()
-
-
-def open_tracker(config: Config, folder: Path, *, kind: str = "architecture") -> Tracker:
-    """Open the MLflow run of a folder: the one that it remembers, or a new one."""
-    return Tracker.open(
-        config.tracking_uri, config.tracking.experiment, f"{config.name} seed {config.seed}", kind=kind,
-        tags={"preset": config.name, "config_hash": config.config_hash}, remember=folder / RUN_ID_FILE,
-    )  # fmt: skip
 
 
 def run_params(config: Config) -> dict[str, Any]:

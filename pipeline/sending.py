@@ -1,14 +1,17 @@
-"""Send what work leaves to MLflow from a thread of its own, so that work never waits for a server, nor ends with it.
+"""Send what work leaves to MLflow so that work never waits for a server, nor ends with it.
 
-Called by the tracking of runs and of collections. Whatever is sent is on disk before: nothing is lost here.
+Called by whatever is tracked: runs, baselines, collections, experiments, evaluations. What is sent is on disk before:
+nothing is lost here.
 """
 
 import logging
 import threading
 from collections.abc import Callable, Sequence
+from pathlib import Path
+from types import TracebackType
 from typing import Generic, Self, TypeVar
 
-from pipeline.tracking import TRACKING_ERRORS
+from pipeline.tracking import RUN_ID_FILE, TRACKING_ERRORS, Tracker
 
 UNSENT_FILE = "mlflow_unsent"  # in a folder of a run or a collection while MLflow lacks something of it
 
@@ -17,8 +20,55 @@ _SECONDS = 3.0  # between two attempts
 _logger = logging.getLogger(__name__)
 
 
+class FolderRun:
+    """The MLflow run of a folder: opened at once for new work, and when it is needed for work that goes on.
+
+    So a server that is away stops nothing that began. Use it as a context manager: work that fails marks the run as
+    FAILED, or KILLED after Ctrl-C; work that is finished ends it itself.
+
+    Args:
+        folder: of the work; remembers the run.
+        open_run: opens the run that the folder remembers, or a new one.
+
+    Raises:
+        ConnectionError: the server does not answer when work begins.
+        TrackingError: the database, the server or the URI cannot be used when work begins.
+    """
+
+    def __init__(self, folder: Path, open_run: Callable[[], Tracker]) -> None:
+        self._open_run = open_run
+        self._tracker: Tracker | None = None
+        if not (folder / RUN_ID_FILE).exists():
+            self.reach()
+
+    def reach(self) -> Tracker:
+        """Return the run's tracker, quick to fail where no server answers.
+
+        Raises:
+            ConnectionError: it does not answer.
+            TrackingError: the run cannot be opened.
+        """
+        if self._tracker is None:
+            self._tracker = self._open_run()
+        self._tracker.reach()
+        return self._tracker
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        if error is None or self._tracker is None:
+            return
+        try:
+            self.reach().end("KILLED" if isinstance(error, KeyboardInterrupt) else "FAILED")
+        except TRACKING_ERRORS as second:  # the first error matters more
+            _logger.warning("run %s stays marked as running: %s", self._tracker.run_id, second)
+
+
 class BackgroundSender(Generic[_T]):
-    """Send items in order every few seconds, from one thread; use it as a context manager.
+    """Send items in order every few seconds, from a thread of its own; use it as a context manager.
 
     Items that cannot be sent wait for the next attempt. The first failure is a warning, the only one.
 

@@ -16,6 +16,13 @@ COSTS = ("latency", "parameters", "macs")
 SAMPLERS = ("random", "tpe", "nsga2")
 PRIORS = ("mirnet", "nafnet")
 PRECISIONS = ("float32", "bfloat16")
+# Far above any use: more is a slip of the keyboard, and would ask for all memory or all threads of a machine.
+_LARGEST = {
+    "num_channels": 256, "num_blocks": 64, "middle_blocks": 64,
+    "image_size": 8192, "patch_size": 2048, "batch_size": 4096, "shared_batch_size": 4096,
+    "num_patches": 1_000_000, "distilled_patches": 100_000,
+    "num_threads": 1024, "threads_per_part": 1024, "threads_per_worker": 1024, "num_workers": 1024,
+}  # fmt: skip
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,7 +60,8 @@ class NoiseConfig:
     gain_255: tuple[float, ...] = (1.0, 8.0)
     """Lowest and highest gain of `poisson`: the variance at grey level x is gain x + sigma^2."""
     validation_sigma_255: float = 25.0
-    """Sigma in grey levels of the validation noise (white Gaussian, seed 0 for every image)."""
+    """Sigma in grey levels of the validation noise (white Gaussian, seed 0 for every image); without noise there is no
+    PSNR to compare with."""
 
     def __post_init__(self) -> None:
         check(self.model in NOISE_MODELS, "noise.model", f"one of {', '.join(NOISE_MODELS)}", self.model)
@@ -61,7 +69,7 @@ class NoiseConfig:
         check(ok, "noise.sigma_255", "two ascending numbers in [0, 255]", self.sigma_255)
         ok = len(self.gain_255) == 2 and 0 < self.gain_255[0] <= self.gain_255[1] <= 255
         check(ok, "noise.gain_255", "two ascending numbers in (0, 255]", self.gain_255)
-        check(0 <= self.validation_sigma_255 <= 255, "noise.validation_sigma_255", "in [0, 255]",
+        check(0 < self.validation_sigma_255 <= 255, "noise.validation_sigma_255", "in (0, 255]",
                self.validation_sigma_255)  # fmt: skip
 
     @property
@@ -123,6 +131,7 @@ class LatencyConfig:
     made there by `denoise-nas latency build`. By default `device` of the machine that runs the command."""
 
     def __post_init__(self) -> None:
+        _check_sizes("latency", self)
         check(self.device in DEVICES, "latency.device", f"one of {', '.join(DEVICES)}", self.device)
         check(self.num_threads >= 1, "latency.num_threads", "at least 1", self.num_threads)
         check(self.image_size >= 16, "latency.image_size", "at least 16", self.image_size)
@@ -168,11 +177,13 @@ class SearchConfig:
     """`cached`: computed once for a fixed patch set and shared. `live`: the prior runs in every step."""
     threads_per_part: int = 1
     max_bad_steps: int = 20
-    """Steps of a part that may be skipped because their loss is not finite, before its search ends."""
+    """Steps of a part, or of a shared supernet, that may be skipped because their loss is not finite, before its search
+    or training ends."""
     precision: str = "float32"
     """`bfloat16`: supernets compute in mixed precision; weights, losses and the prior's features stay float32."""
 
     def __post_init__(self) -> None:
+        _check_sizes("search", self)
         for name in ("num_patches", "patch_size", "batch_size", "num_epochs", "arch_samples", "threads_per_part"):
             check(getattr(self, name) >= 1, f"search.{name}", "at least 1", getattr(self, name))
         check(self.patch_size % 4 == 0, "search.patch_size", "a multiple of 4", self.patch_size)
@@ -234,6 +245,7 @@ class RetrainConfig:
     """Let torch.compile make the network faster; the first step of every process then takes minutes."""
 
     def __post_init__(self) -> None:
+        _check_sizes("retrain", self)
         check(self.start in ("scratch", "inherited"), "retrain.start", "scratch or inherited", self.start)
         for name in ("patch_size", "batch_size", "num_epochs", "steps_per_epoch", "num_workers", "threads_per_worker"):
             check(getattr(self, name) >= 1, f"retrain.{name}", "at least 1", getattr(self, name))
@@ -259,6 +271,7 @@ class EvaluateConfig:
     """Tile for images that do not fit in memory; None runs whole images."""
 
     def __post_init__(self) -> None:
+        _check_sizes("evaluate", self)
         check(self.image_size >= 16, "evaluate.image_size", "at least 16", self.image_size)
         if self.tile_size is not None:
             check(self.tile_size > 32, "evaluate.tile_size", "larger than the overlap of 32", self.tile_size)
@@ -320,10 +333,13 @@ class PriorTrainConfig:
     learning_rate: float = 1e-3
     noise_model: str = "mixed"
     sigma_255: tuple[float, ...] = (0.0, 55.0)
+    max_bad_steps: int = 20
+    """Steps that may be skipped because their loss is not finite, before the training ends."""
     seed: int = 0
     checkpoint_every: int = 250
 
     def __post_init__(self) -> None:
+        _check_sizes("prior_train", self)
         check(self.architecture in PRIORS, "prior_train.architecture", f"one of {', '.join(PRIORS)}",
                self.architecture)  # fmt: skip
         if self.architecture == "nafnet":
@@ -333,6 +349,11 @@ class PriorTrainConfig:
                    self.patch_size)  # fmt: skip
         for name in ("num_blocks", "batch_size", "num_steps", "checkpoint_every"):
             check(getattr(self, name) >= 1, f"prior_train.{name}", "at least 1", getattr(self, name))
+        for name in ("encoder_blocks", "decoder_blocks"):
+            numbers = getattr(self, name)
+            ok = len(numbers) <= 8 and all(0 <= number <= 64 for number in numbers)
+            check(ok, f"prior_train.{name}", "at most 8 numbers in [0, 64]", numbers)
+        check(self.max_bad_steps >= 0, "prior_train.max_bad_steps", "at least 0", self.max_bad_steps)
         check(self.patch_size >= 16 and self.patch_size % 4 == 0, "prior_train.patch_size",
                "a multiple of 4, at least 16", self.patch_size)  # fmt: skip
         ok = len(self.sigma_255) == 2 and 0 <= self.sigma_255[0] <= self.sigma_255[1] <= 255
@@ -373,6 +394,7 @@ class CollectConfig:
     """Steps of a short retraining of every architecture, from the shared supernets' weights; 0: none."""
 
     def __post_init__(self) -> None:
+        _check_sizes("collect", self)
         check(self.sampler in SAMPLERS, "collect.sampler", f"one of {', '.join(SAMPLERS)}", self.sampler)
         for name in ("shared_steps", "shared_batch_size"):
             check(getattr(self, name) >= 1, f"collect.{name}", "at least 1", getattr(self, name))
@@ -444,6 +466,13 @@ EXPERIMENT_SIZES = {
     "train_batch_size": "retrain.batch_size",
     "distilled_patches": "retrain.distilled_patches",
 }
+
+
+def _check_sizes(section: str, settings: Any) -> None:
+    """Refuse sizes beyond `_LARGEST`."""
+    for name, largest in _LARGEST.items():
+        size = getattr(settings, name, 0)
+        check(size <= largest, f"{section}.{name}", f"at most {largest}", size)
 
 
 def check(condition: bool, name: str, expected: str, got: Any) -> None:

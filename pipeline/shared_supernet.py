@@ -12,7 +12,8 @@ import torch
 from torch import Tensor
 
 from pipeline.data.part_data import PartData
-from pipeline.losses import feature_distance
+from pipeline.losses import feature_distance, is_good_step
+from pipeline.settings import SearchConfig
 from search_space import (
     DenoisingNetwork,
     Genotype,
@@ -36,7 +37,8 @@ def train_shared_supernet(
     learning_rate: float,
     seed: int,
     device: torch.device,
-    progress: Callable[[int, float], None] | None = None,
+    max_bad_steps: int = SearchConfig.max_bad_steps,
+    progress: Callable[[int, float | None], None] | None = None,
 ) -> dict[str, Tensor]:
     """Train the weights of one part with L_dp (Eq. 11) on D_w.
 
@@ -52,19 +54,21 @@ def train_shared_supernet(
         learning_rate: of Adam at the start; a cosine takes it to 0.
         seed: of weights, samples and batches.
         device: where to compute.
-        progress: called with (steps done, L_dp) after every step.
+        max_bad_steps: steps that may be skipped because their loss is not finite.
+        progress: called with (steps done, L_dp) after every step; None for a step that was skipped.
 
     Returns:
         The supernet's weights by name, without architecture parameters.
 
     Raises:
-        FloatingPointError: the loss is not finite.
+        FloatingPointError: more than `max_bad_steps` steps had no finite loss, or all of them.
     """
     torch.manual_seed(seed * 3 + part_index)
     generator = torch.Generator().manual_seed(seed * 3 + part_index)
     supernet = PartSupernet(part_index, space, generator=generator)
     supernet.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
     optimizer = torch.optim.Adam(supernet.weight_parameters(), lr=learning_rate)
+    num_bad_steps = 0
     for step in range(num_steps):
         for group in optimizer.param_groups:
             group["lr"] = learning_rate * 0.5 * (1 + math.cos(math.pi * step / num_steps))
@@ -76,13 +80,20 @@ def train_shared_supernet(
             )
         x, target = data.sample("weights", batch_size, generator)
         loss = feature_distance(supernet(x, choices), target)
-        if not math.isfinite(loss.item()):
-            raise FloatingPointError(f"the loss of shared supernet {part_index} became {loss.item()} at step {step}")
         optimizer.zero_grad(set_to_none=True)
         loss.backward()
-        optimizer.step()
+        is_good = is_good_step(loss.item(), supernet.weight_parameters())
+        if is_good:
+            optimizer.step()
+        else:
+            num_bad_steps += 1
+        if num_bad_steps > min(max_bad_steps, num_steps - 1):
+            raise FloatingPointError(
+                f"shared supernet {part_index}, step {step + 1}: {num_bad_steps} steps had a loss or gradient that is "
+                f"not finite, `search.max_bad_steps` is {max_bad_steps}; lower `collect.shared_learning_rate`"
+            )
         if progress is not None:
-            progress(step + 1, loss.item())
+            progress(step + 1, loss.item() if is_good else None)
     return supernet_weights(supernet)
 
 

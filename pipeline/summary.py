@@ -4,6 +4,7 @@ Called by the command `run`.
 """
 
 import json
+import math
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -30,9 +31,9 @@ def record_run(run: Run, tracker: "Tracker", summary: dict[str, Any]) -> None:
         "measured_latency_ms": summary["measured_latency_ms"],
         "seconds_total": summary["seconds"]["total"],
     }
-    if summary["predicted_latency_ms"] is not None:
-        metrics["predicted_latency_ms"] = summary["predicted_latency_ms"]
-    tracker.log_metrics(metrics, run.config.retrain.num_epochs)
+    metrics["predicted_latency_ms"] = summary["predicted_latency_ms"]
+    known = {name: value for name, value in metrics.items() if value is not None}
+    tracker.log_metrics(known, run.config.retrain.num_epochs)
     tracker.set_description(_description(summary))
     tracker.rename(f"{summary['genotype_id']} {metrics['psnr_db']:.2f} dB {metrics['measured_latency_ms']:.1f} ms")
     for name in ARTIFACTS:
@@ -48,13 +49,25 @@ def _description(summary: dict[str, Any]) -> str:
         "Pictures among the artifacts: `genotype.svg` (the architecture), `comparison.png` (noisy, prior, denoised, "
         "clean).\n\n"
         "| | noisy | prior | found network |\n|---|---|---|---|\n"
-        f"| PSNR, dB | {psnr['noisy']:.2f} | {psnr['prior']:.2f} | {psnr['denoised']:.2f} |\n"
+        f"| PSNR, dB | {_db(psnr['noisy'])} | {psnr['prior']:.2f} | {psnr['denoised']:.2f} |\n"
         f"| parameters, k | | {summary['prior_num_parameters'] / 1e3:.1f} | {summary['num_parameters'] / 1e3:.1f} |\n"
         f"| ms at {summary['latency_image_size']} px | | {summary['prior_latency_ms']:.1f} | "
         f"{summary['measured_latency_ms']:.1f} |\n"
     )
 
 
+def _db(value: float | None) -> str:
+    return "infinite" if value is None else f"{value:.2f}"
+
+
 def write_summary(folder: Path, summary: dict[str, Any]) -> None:
-    """Write `summary.json`; what is not finite becomes null."""
-    write_atomically(folder / "summary.json", json.dumps(summary, indent=2, allow_nan=False) + "\n")
+    """Write `summary.json`; what is not finite, as the PSNR of pairs without noise, becomes null."""
+    write_atomically(folder / "summary.json", json.dumps(_finite(summary), indent=2, allow_nan=False) + "\n")
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _finite(item) for key, item in value.items()}
+    if isinstance(value, list):
+        return [_finite(item) for item in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value

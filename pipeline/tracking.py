@@ -10,11 +10,12 @@ import logging
 import math
 import os
 import re
+import sqlite3
 import time
 import urllib.error
 import urllib.request
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, closing, contextmanager
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Literal, Self, TypeVar
@@ -44,7 +45,7 @@ class TrackingError(ValueError):
     """MLflow refuses, or its server went away."""
 
 
-TRACKING_ERRORS = (TrackingError, MlflowException, OSError)  # what may happen to whoever writes
+TRACKING_ERRORS = (TrackingError, OSError)  # what may happen to whoever writes
 
 _SQLITE_PREFIX = "sqlite:///"
 _logger = logging.getLogger(__name__)
@@ -100,24 +101,23 @@ class Tracker:
 
         Raises:
             ConnectionError: the server does not answer within seconds.
-            ValueError: the URI is neither of the two, does not lead to MLflow, or the experiment or run is not usable.
+            TrackingError: the URI is neither of the two, does not lead to MLflow, or the database, experiment or run
+                is not usable.
         """
         if remember is not None and remember.exists():
             run_id = remember.read_text(encoding="utf-8").strip()
-        tracking_uri, artifacts = _prepare(tracking_uri)
+        tracking_uri, artifacts = _prepare(tracking_uri, run_id)
         client = MlflowClient(tracking_uri=tracking_uri, registry_uri=tracking_uri)
         all_tags = {**(tags or {}), "kind": kind}
         if parent_run_id is not None:
             all_tags["mlflow.parentRunId"] = parent_run_id
         all_tags = {key: _shorten(value, MAX_TAG_LENGTH) for key, value in all_tags.items()}
-        try:
+        with _refusals(f"cannot open run {run_name!r} at {tracking_uri}"):
             experiment_id = _experiment(client, experiment_name, artifacts).experiment_id
             if run_id is None:
                 run_id = client.create_run(experiment_id, run_name=run_name, tags=all_tags).info.run_id
             else:
                 _resume(client, run_id, run_name=run_name, experiment_id=experiment_id, tags=all_tags)
-        except MlflowException as error:
-            raise TrackingError(f"cannot open run {run_name!r} at {tracking_uri}: {error}") from error
         if remember is not None:
             write_atomically(remember, run_id + "\n")
         return cls(client, tracking_uri=tracking_uri, experiment_id=experiment_id, run_id=run_id)
@@ -136,7 +136,8 @@ class Tracker:
         all_tags = {key: _shorten(value, MAX_TAG_LENGTH) for key, value in {**tags, "kind": kind}.items()}
         all_tags["mlflow.parentRunId"] = self.run_id
         if run_id is None:
-            run_id = self._client.create_run(self.experiment_id, run_name=run_name, tags=all_tags).info.run_id
+            with self._refusals("create a child of"):
+                run_id = self._client.create_run(self.experiment_id, run_name=run_name, tags=all_tags).info.run_id
         return Tracker(self._client, tracking_uri=self.tracking_uri, experiment_id=self.experiment_id, run_id=run_id)
 
     def children(self, tag: str) -> dict[str, tuple[str, bool]]:
@@ -144,9 +145,9 @@ class Tracker:
         found: dict[str, tuple[str, bool]] = {}
         token = None
         while True:
-            page = self._client.search_runs(
-                [self.experiment_id], f"tags.mlflow.parentRunId = '{self.run_id}'", max_results=1000, page_token=token
-            )
+            query = f"tags.mlflow.parentRunId = '{self.run_id}'"
+            with self._refusals("list the children of"):
+                page = self._client.search_runs([self.experiment_id], query, max_results=1000, page_token=token)
             for run in page:
                 if tag in run.data.tags:
                     found[run.data.tags[tag]] = (run.info.run_id, run.info.status == "FINISHED")
@@ -157,20 +158,19 @@ class Tracker:
     def share_view(self, name: str, state: Mapping[str, Any]) -> None:
         """Store a view of the experiment's table of runs, which `?viewStateShareKey=NAME` opens in the web page."""
         key = f"mlflow.sharedViewState.{name}"
-        self._client.set_experiment_tag(self.experiment_id, key, json.dumps(state))
+        with self._refusals("share the view of"):
+            self._client.set_experiment_tag(self.experiment_id, key, json.dumps(state))
 
     def log_params(self, params: Mapping[str, Any]) -> None:
         """Log settings; nested mappings become dotted names, long values are shortened to MLflow's limit.
 
         Raises:
-            ValueError: a name is not allowed, or the run already has another value for it, which MLflow never changes.
+            TrackingError: a name is not allowed, or the run has another value for it, which MLflow never changes.
         """
         entries = [Param(key, _shorten(str(value), MAX_PARAM_LENGTH)) for key, value in _flatten(params)]
-        for batch in _batches(entries, MAX_PARAMS_PER_BATCH):
-            try:
+        with self._refusals("log the parameters of"):
+            for batch in _batches(entries, MAX_PARAMS_PER_BATCH):
                 self._client.log_batch(self.run_id, params=batch)
-            except MlflowException as error:
-                raise TrackingError(f"cannot log the parameters of run {self.run_id}: {error}") from error
 
     def log_metrics(self, metrics: Mapping[str, float], step: int) -> None:
         """Log the metrics of one step in one call. Values that are not finite are left out, with a warning per name.
@@ -202,19 +202,23 @@ class Tracker:
         """
         if not Path(path).is_file():
             raise FileNotFoundError(f"artifact {path} does not exist or is not a file")
-        self._client.log_artifact(self.run_id, str(path), folder)
+        with self._refusals("store a file of"):
+            self._client.log_artifact(self.run_id, str(path), folder)
 
     def set_description(self, markdown: str) -> None:
         """Set the text at the top of the run's page."""
-        self._client.set_tag(self.run_id, "mlflow.note.content", _shorten(markdown, MAX_TAG_LENGTH))
+        with self._refusals("describe"):
+            self._client.set_tag(self.run_id, "mlflow.note.content", _shorten(markdown, MAX_TAG_LENGTH))
 
     def rename(self, run_name: str) -> None:
         """Give the run another name in tables of runs."""
-        self._client.update_run(self.run_id, name=run_name)
+        with self._refusals("rename"):
+            self._client.update_run(self.run_id, name=run_name)
 
     def end(self, status: Literal["FINISHED", "FAILED", "KILLED"] = "FINISHED") -> None:
         """Mark the run as ended."""
-        self._client.set_terminated(self.run_id, status)
+        with self._refusals("end"):
+            self._client.set_terminated(self.run_id, status)
         self._is_ended = True
 
     def __enter__(self) -> Self:
@@ -229,8 +233,9 @@ class Tracker:
             self.end()
             return
         try:
+            self.reach()
             self.end("KILLED" if isinstance(error, KeyboardInterrupt) else "FAILED")
-        except MlflowException as second:  # the first error matters more
+        except TRACKING_ERRORS as second:  # the first error matters more
             _logger.warning("run %s stays marked as running: %s", self.run_id, second)
 
     def _log_metrics(self, values: Sequence[tuple[str, float, int, int]]) -> None:
@@ -243,22 +248,53 @@ class Tracker:
                 _logger.warning(
                     "metric %r is %s at step %d: values that are not finite are left out", name, value, step
                 )
-        for batch in _batches(entries, MAX_METRICS_PER_BATCH):
-            self._client.log_batch(self.run_id, metrics=batch)
+        with self._refusals("log the metrics of"):
+            for batch in _batches(entries, MAX_METRICS_PER_BATCH):
+                self._client.log_batch(self.run_id, metrics=batch)
+
+    def _refusals(self, action: str) -> AbstractContextManager[None]:
+        return _refusals(f"cannot {action} run {self.run_id} at {self.tracking_uri}")
 
 
-def _prepare(tracking_uri: str) -> tuple[str, Path | None]:
+def how_to_see(tracking_uri: str, page: str = "") -> str:
+    """Return what a user does to see his runs; `page` is the part of the address after the server's."""
+    if not tracking_uri.startswith(_SQLITE_PREFIX):
+        return f"see it at {tracking_uri.rstrip('/')}{page}"
+    command = f"see it with: mlflow ui --backend-store-uri {tracking_uri}"
+    return f"{command}\nthen http://127.0.0.1:5000{page}" if page else command
+
+
+@contextmanager
+def _refusals(what: str) -> Iterator[None]:
+    """Let an error of MLflow say in one line what failed.
+
+    Raises:
+        TrackingError: for every error of MLflow's own.
+    """
+    try:
+        yield
+    except MlflowException as error:
+        raise TrackingError(f"{what}: {_one_line(error)}") from error
+
+
+def _one_line(error: Exception) -> str:
+    return " ".join(str(error).split())
+
+
+def _prepare(tracking_uri: str, run_id: str | None) -> tuple[str, Path | None]:
     """Make sure that the URI leads somewhere; return it absolute, and the folder of artifacts of a database."""
     if tracking_uri.startswith(("http://", "https://")):
         _reach(tracking_uri)
         return tracking_uri.rstrip("/"), None
     path = tracking_uri.removeprefix(_SQLITE_PREFIX)
     if path == tracking_uri or path in ("", ":memory:"):
-        raise ValueError(
+        raise TrackingError(
             "`tracking_uri` must be http://host:port or sqlite:///path/to/mlflow.db "
             f"(put `mlflow server` in front of any other store), got {tracking_uri!r}"
         )
     database = Path(path).absolute()
+    if run_id is not None and not database.exists():
+        raise TrackingError(f"database {database} does not exist, it should hold run {run_id}")
     artifacts = database.parent / "artifacts"
     tracking_uri = f"{_SQLITE_PREFIX}{database}"
     _create_database(database, tracking_uri, artifacts)
@@ -277,12 +313,23 @@ def _reach(tracking_uri: str) -> None:
 
 
 def _create_database(database: Path, tracking_uri: str, artifacts: Path) -> None:
-    """Create the tables, one process at a time: mlflow fails when two of them meet an empty database."""
+    """Create the tables, one process at a time: mlflow fails when two of them meet an empty database.
+
+    Raises:
+        TrackingError: the file is no database, or not one of this version of MLflow.
+    """
+    from alembic.util import CommandError
     from mlflow.store.tracking.sqlalchemy_store import SqlAlchemyStore  # here: clients of a server need no SQL
+    from sqlalchemy.exc import SQLAlchemyError
 
     database.parent.mkdir(parents=True, exist_ok=True)
     with _lock(database.with_name(f".{database.name}.lock")), _quiet("mlflow.store.db.utils", "alembic"):
-        SqlAlchemyStore(tracking_uri, artifacts.as_uri())
+        try:
+            with closing(sqlite3.connect(database)) as connection:  # mlflow would try a damaged file for two minutes
+                connection.execute("PRAGMA schema_version")
+            SqlAlchemyStore(tracking_uri, artifacts.as_uri())
+        except (MlflowException, CommandError, SQLAlchemyError, sqlite3.Error) as error:
+            raise TrackingError(f"database {database} cannot be used: {_one_line(error)}") from error
 
 
 @contextmanager
@@ -317,14 +364,14 @@ def _experiment(client: MlflowClient, name: str, artifacts: Path | None) -> Expe
         experiment = client.get_experiment_by_name(name)  # another process was quicker
     assert experiment is not None
     if experiment.lifecycle_stage != "active":
-        raise ValueError(f"experiment {name!r} was deleted; restore it or choose another name")
+        raise TrackingError(f"experiment {name!r} was deleted; restore it or choose another name")
     return experiment
 
 
 def _resume(client: MlflowClient, run_id: str, *, run_name: str, experiment_id: str, tags: Mapping[str, str]) -> None:
     run = client.get_run(run_id)
     if run.info.experiment_id != experiment_id:
-        raise ValueError(f"run {run_id} is in experiment {run.info.experiment_id}, not in {experiment_id}")
+        raise TrackingError(f"run {run_id} is in experiment {run.info.experiment_id}, not in {experiment_id}")
     client.update_run(run_id, status="RUNNING", name=run_name)
     client.log_batch(run_id, tags=[RunTag(key, value) for key, value in tags.items()])
 

@@ -5,13 +5,13 @@ Written by `derive` and `sample`, read by `network`, `complexity`, `draw` and th
 
 import hashlib
 import json
-import os
 import sys
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from ops.files import written_beside
 from search_space.space import WIDTHS, CellPosition, Direction, SearchSpace
 
 SCHEMA_VERSION = 1
@@ -149,11 +149,13 @@ class Genotype:
         return f'{head},\n  "parts": [\n{parts}\n  ]\n}}\n'
 
     def save(self, path: Path | str) -> None:
-        """Write JSON beside `path`, then rename."""
-        path = Path(path)
-        beside = path.with_name(f".{path.name}.{os.getpid()}")
-        beside.write_text(self.to_json(), encoding="utf-8")
-        os.replace(beside, path)
+        """Write JSON beside `path`, then rename.
+
+        Raises:
+            OSError: the disk is full or the folder cannot be written; the message names `path`.
+        """
+        with written_beside(path) as beside:
+            beside.write_text(self.to_json(), encoding="utf-8")
 
     @classmethod
     def from_dict(cls, data: Any) -> "Genotype":

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from pipeline.checkpoint import written_beside
+from pipeline.checkpoint import write_atomically, written_beside
 
 NUM_IMAGES, NUM_BOXES = 50, 20
 _VERSION = "1.0"
@@ -69,14 +69,18 @@ def write_submission(
     output: Path | str,
     denoise: Callable[[Tensor], Tensor],
     *,
+    fingerprint: str | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> list[Path]:
     """Denoise all crops and write the 50 files of a submission; files that are there are kept, so it resumes.
+
+    All files of DND that are still needed are opened before the first is denoised.
 
     Args:
         folder: of DND.
         output: folder for `0001.mat` to `0050.mat`.
         denoise: maps (1, 3, H, W) float32 to the same shape on the CPU.
+        fingerprint: of the denoiser, kept beside `output` in `OUTPUT.model`; files of another one are not gone on with.
         progress: called with (images done, images in all).
 
     Returns:
@@ -84,12 +88,24 @@ def write_submission(
 
     Raises:
         FileNotFoundError: a file of DND is missing.
-        ValueError: a file of DND is not as it must be, a crop lies outside its image, or a result is not finite.
+        ValueError: a file of DND is not as it must be, a crop lies outside its image, a result is not finite, or
+            `output` holds files of another denoiser.
     """
     from scipy.io import savemat
 
-    boxes, output = read_boxes(folder), Path(output)
+    boxes, output = read_boxes(folder), Path(output).absolute()
     paths = [output / f"{index + 1:04}.mat" for index in range(NUM_IMAGES)]
+    for source in (Path(folder) / "images_srgb" / path.name for path in paths if not path.exists()):
+        with _open(source) as file:
+            if "InoisySRGB" not in file:
+                raise ValueError(f"{source} must hold `InoisySRGB`, got {', '.join(file) or 'nothing'}")
+    if fingerprint is not None:
+        mark = output.with_name(f"{output.name}.model")
+        found = mark.read_text(encoding="utf-8").strip() if mark.exists() else "unknown"
+        if found != fingerprint and any(path.exists() for path in paths):
+            raise ValueError(f"`--output` {output} holds a submission of another model (fingerprint {found}, this is "
+                             f"{fingerprint}); remove it or choose another")  # fmt: skip
+        write_atomically(mark, fingerprint + "\n")
     for index, path in enumerate(paths):
         if not path.exists():
             noisy = read_noisy(folder, index)

@@ -4,11 +4,14 @@ Used by `pipeline.data.datasets`. Abdelhamed et al., "A High-Quality Denoising D
 Cameras", CVPR 2018.
 """
 
+import math
 import re
 from functools import cached_property
 from pathlib import Path
 
 import numpy as np
+
+_MAX_INFLATION = 1100  # a compressed MATLAB file unpacks to at most 1032 times its size
 
 _SCENE = re.compile(r"\d{4}_\d{3}_\w+")  # number, scene, camera, ISO, shutter, temperature, light
 _NOISY = re.compile(r"(?P<scene>\d{4})_NOISY_SRGB_(?P<shot>\d{3})\.png", re.IGNORECASE)
@@ -70,6 +73,12 @@ class ValidationBlocks:
             raise ValueError(
                 f"`{path.stem}` in {path} must be uint8 of shape (images, blocks, H, W, 3), got {kind} {self.shape}"
             )
+        num_values = math.prod(map(int, self.shape))
+        if min(self.shape) < 1 or num_values > _MAX_INFLATION * path.stat().st_size:
+            raise ValueError(
+                f"{path} is damaged: its header claims {num_values} values {self.shape} in a file of "
+                f"{path.stat().st_size} bytes"
+            )
         self.path = path
 
     @property
@@ -80,13 +89,16 @@ class ValidationBlocks:
     def read(self, name: str) -> np.ndarray:
         """Return a block, (H, W, 3) uint8."""
         image, block = map(int, name.split("/"))
+        if isinstance(self._blocks, ValueError):
+            raise self._blocks
         return np.ascontiguousarray(self._blocks[image, block])
 
     @cached_property
-    def _blocks(self) -> np.ndarray:
+    def _blocks(self) -> np.ndarray | ValueError:
+        """The blocks, or why they cannot be read: the file is tried once."""
         from scipy.io import loadmat
 
         try:
             return loadmat(self.path, variable_names=[self.path.stem])[self.path.stem]
         except Exception as error:  # likewise
-            raise ValueError(f"{self.path} cannot be read as a MATLAB file: {error}") from error
+            return ValueError(f"{self.path} cannot be read as a MATLAB file: {error}")

@@ -4,6 +4,7 @@ Called by `pipeline.cli`. Imports that take a second or more stand inside the fu
 """
 
 import argparse
+import os
 from collections.abc import Sequence
 from contextlib import ExitStack
 from functools import partial
@@ -96,7 +97,8 @@ def _plan(datasets: Sequence["Dataset"], names: Sequence[str]) -> list[tuple["Da
 def _tracking(folder: Path, uri: str | None) -> "EvaluationTracking":
     from pipeline.evaluation.tracking import EvaluationTracking
 
-    return EvaluationTracking(folder, uri or f"sqlite:///{folder.absolute().parent / 'mlflow.db'}")
+    uri = uri or os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{folder.absolute().parent / 'mlflow.db'}"
+    return EvaluationTracking(folder, uri)
 
 
 def _check_device(device: str) -> None:

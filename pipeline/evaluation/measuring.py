@@ -34,6 +34,7 @@ def measure_row(
     Raises:
         ValueError: an image cannot be used, or the model's output is not finite; the message names both.
     """
+    digits = fingerprint(model, dataset)  # before: a file that changes meanwhile is measured again
     denoise = model.for_noise(noise.sigma)
     images: list[ImageRow] = []
     for sample in noise.samples(dataset):
@@ -71,15 +72,17 @@ def measure_row(
         peak_memory_mb=model.costs.peak_memory_mb,
         device=DeviceInfo.current(torch.device(model.device), num_threads=num_threads).device_name,
         num_threads=num_threads,
-        fingerprint=fingerprint(model, dataset),
+        fingerprint=digits,
     )
     return row, images
 
 
 def fingerprint(model: EvaluatedModel, dataset: Dataset) -> str:
-    """Return twelve hexadecimal digits over the model's weights, the names of the images, and where and how it runs.
+    """Return twelve hexadecimal digits over the model's weights, the images, and where and how it runs.
 
-    The images' pixels are not read for it.
+    The images' pixels are not read for it: path, size and time of modification stand for them.
     """
-    facts = (model.fingerprint, dataset.names, model.device, model.tile_size, torch.get_num_threads())
+    paths = dict.fromkeys(path for name in dataset.names for path in dataset.files(name))
+    files = [(str(path.absolute()), path.stat().st_size, path.stat().st_mtime_ns) for path in paths]
+    facts = (model.fingerprint, dataset.names, files, model.device, model.tile_size, torch.get_num_threads())
     return hashlib.sha256(repr(facts).encode()).hexdigest()[:12]

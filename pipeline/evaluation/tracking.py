@@ -4,58 +4,77 @@ Called by `pipeline.evaluation.command`, from one process. The files on disk are
 """
 
 import dataclasses
+import logging
 from collections.abc import Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Self
 
 from pipeline.evaluation.table import IMAGES_FILE, PAGE_FILE, TABLE_FILE, Row
-from pipeline.tracking import RUN_ID_FILE, Tracker
+from pipeline.sending import FolderRun
+from pipeline.tracking import RUN_ID_FILE, TRACKING_ERRORS, Tracker
 
 EXPERIMENT = "denoise-nas-evaluations"
 KIND_EVALUATION, KIND_ROW = "evaluation", "evaluation row"
+_logger = logging.getLogger(__name__)
 
 
 class EvaluationTracking:
-    """The parent run of an evaluation; a context that ends it as `Tracker` does.
+    """The parent run of an evaluation; a context that ends it as `FolderRun` does.
+
+    The server of an evaluation that goes on may be away: it is asked when something is sent.
 
     Args:
         folder: of the evaluation; remembers the parent run.
         uri: of the tracking server or database.
 
     Raises:
-        ConnectionError: the server does not answer.
-        ValueError: the URI or the remembered run cannot be used.
+        ConnectionError: the server does not answer when an evaluation begins.
+        ValueError: the URI cannot be used when an evaluation begins.
     """
 
     def __init__(self, folder: Path, uri: str) -> None:
-        self.folder = folder
-        self.parent = Tracker.open(
-            uri, EXPERIMENT, f"evaluation {folder.name}", kind=KIND_EVALUATION,
-            remember=folder / RUN_ID_FILE,
-        )  # fmt: skip
+        self._folder = folder
+        self._uri = uri
+        self._tracked = FolderRun(folder, self._open)
 
     def __enter__(self) -> Self:
-        self.parent.__enter__()
         return self
 
     def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
-        self.parent.__exit__(kind, error, trace)
+        self._tracked.__exit__(kind, error, traceback)
 
     def send(self, rows: Sequence[Row], page: str) -> None:
-        """Send the rows that MLflow lacks, the table in Markdown as the description, and the files."""
-        sent = self.parent.children("row")
+        """Send the rows that MLflow lacks, the table in Markdown as the description, and the files; end the run.
+
+        A server that is away is a warning: the same command sends them later.
+        """
+        try:
+            self._send(rows, page)
+        except TRACKING_ERRORS as error:
+            _logger.warning("MLflow fails; the table stays in %s, the same command sends it: %s", self._folder, error)
+
+    def _send(self, rows: Sequence[Row], page: str) -> None:
+        parent = self._tracked.reach()
+        sent = parent.children("row")
         for row in rows:
             tag = " ".join((*row.key, row.fingerprint))
             run_id, is_finished = sent.get(tag, (None, False))
             if is_finished:
                 continue
             values = dataclasses.asdict(row)
-            with self.parent.child(" ".join(row.key), kind=KIND_ROW, tags={"row": tag}, run_id=run_id) as child:
+            with parent.child(" ".join(row.key), kind=KIND_ROW, tags={"row": tag}, run_id=run_id) as child:
                 child.log_params({name: value for name, value in values.items() if isinstance(value, str)})
                 child.log_metrics({name: value for name, value in values.items() if isinstance(value, int | float)}, 0)
-        self.parent.set_description(page)
+        parent.set_description(page)
         for name in (TABLE_FILE, IMAGES_FILE, PAGE_FILE):
-            self.parent.log_artifact(self.folder / name)
+            parent.log_artifact(self._folder / name)
+        parent.end()
+
+    def _open(self) -> Tracker:
+        return Tracker.open(
+            self._uri, EXPERIMENT, f"evaluation {self._folder.name}", kind=KIND_EVALUATION,
+            remember=self._folder / RUN_ID_FILE,
+        )  # fmt: skip

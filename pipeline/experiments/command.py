@@ -5,7 +5,9 @@ Called by `pipeline.cli`. Imports that take a second or more stand inside the fu
 
 import argparse
 import json
+import logging
 from contextlib import ExitStack
+from importlib.util import find_spec
 from pathlib import Path
 
 from rich.console import Console
@@ -14,6 +16,8 @@ from pipeline.config import Config, load_config
 from pipeline.experiments.registry import EXPERIMENTS, load_experiment
 from pipeline.report import ProgressReport
 from pipeline.settings import EXPERIMENT_SIZES
+
+_logger = logging.getLogger(__name__)
 
 
 def experiment_command(options: argparse.Namespace, console: Console) -> None:
@@ -24,6 +28,7 @@ def experiment_command(options: argparse.Namespace, console: Console) -> None:
     from pipeline.cluster import ray_session
     from pipeline.data.datasets import open_dataset
     from pipeline.data.loading import check_datasets
+    from pipeline.evaluation.models import BLOCK_MATCHING
     from pipeline.evaluation.noise import noises_of
     from pipeline.experiments.cells import claim_experiment, read_records
     from pipeline.experiments.experiment import Inputs
@@ -31,6 +36,7 @@ def experiment_command(options: argparse.Namespace, console: Console) -> None:
     from pipeline.experiments.report import write_results
     from pipeline.experiments.runner import run_cells
     from pipeline.run import locked, open_run
+    from pipeline.tracking import how_to_see
 
     if options.name is None:
         raise ValueError(f"give the name of an experiment ({', '.join(EXPERIMENTS)}), or --report with folders")
@@ -44,14 +50,18 @@ def experiment_command(options: argparse.Namespace, console: Console) -> None:
     for dataset in sets:
         noises_of(dataset, config.experiment.noise)
     check_datasets(sets)
+    if BLOCK_MATCHING in [variant.name for variant in experiment.variants] and find_spec(BLOCK_MATCHING) is None:
+        _logger.warning("the package bm3d is not installed: row bm3d is recorded without numbers; to have them, first "
+                        "pip install 'denoise-nas[bm3d]'")  # fmt: skip
     with ExitStack() as stack:
         progress = stack.enter_context(ProgressReport(console))
         run = open_run(config, progress=progress)
         stack.enter_context(locked(run.folder))
         claim_experiment(run.folder, experiment, config)
-        tracking = ExperimentTracking(run.folder, config.tracking_uri, experiment, config)
-        stack.enter_context(tracking.parent)
-        tracking.send(read_records(run.folder))
+        tracking = stack.enter_context(ExperimentTracking(run.folder, config.tracking_uri, experiment, config))
+        sender = stack.enter_context(tracking.sender())
+        for record in read_records(run.folder):
+            sender.add(record)
         inputs = Inputs(
             training_images=run.training_images, validation_images=run.validation_images,
             table=run.latency_table() if experiment.needs_prices else None,
@@ -59,14 +69,12 @@ def experiment_command(options: argparse.Namespace, console: Console) -> None:
         stack.enter_context(ray_session(config.ray))
         run_cells(
             experiment, config, inputs, seeds=range(config.seed, config.seed + options.seeds), folder=run.folder,
-            progress=progress, on_record=tracking.offer,
+            progress=progress, on_record=sender.add,
         )  # fmt: skip
-        tracking.send(read_records(run.folder))
         results = write_results(run.folder)
-        tracking.finish(results)
+        sender.finish(lambda: tracking.finish(read_records(run.folder), results))
     console.print(results.markdown, soft_wrap=True)
-    console.print(f"everything is in {run.folder}; see it with: mlflow ui --backend-store-uri {config.tracking_uri}",
-                  soft_wrap=True)  # fmt: skip
+    console.print(f"everything is in {run.folder}; {how_to_see(config.tracking_uri)}", soft_wrap=True)
 
 
 def _report(options: argparse.Namespace, console: Console) -> None:

@@ -177,7 +177,7 @@ def _scores(job: CellJob, config: Config, denoiser: Callable[[float | None], nn.
     values = {"psnr_db": mean.psnr_db, "ssim": mean.ssim}
     for number, (dataset, noise, is_drawn) in enumerate(_sets(config), start=1):
         denoise = partial(denoise_image, denoiser(noise.sigma), tile_size=tile_size, device=config.device)
-        found = []
+        found: list[float] = []
         for sample in _spread(noise.samples(dataset), len(dataset), config.experiment.max_images):
             score = score_image(
                 denoise, name=sample.name, clean=sample.clean, noisy=sample.noisy, keep_images=is_drawn and not found

@@ -8,6 +8,7 @@ from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
+from pipeline.checkpoint import written_beside
 from pipeline.experiments.cells import FIGURES_FOLDER
 from pipeline.figure_style import FIGURE_STYLE
 
@@ -26,7 +27,6 @@ def new_figure(num_rows: int, num_columns: int, *, inches: tuple[float, float]) 
 def save_figure(figure: Figure, folder: Path, name: str) -> Path:
     """Save a figure of the experiment in `folder` and return its path."""
     path = folder / FIGURES_FOLDER / f"{name}.png"
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with matplotlib.rc_context(FIGURE_STYLE):
-        figure.savefig(path)
+    with matplotlib.rc_context(FIGURE_STYLE), written_beside(path) as beside:
+        figure.savefig(beside)
     return path

@@ -3,23 +3,26 @@
 Called by `command`, from one process. The files on disk are the truth: what MLflow lacks is sent.
 """
 
-import logging
 import re
 from collections.abc import Sequence
 from pathlib import Path
+from types import TracebackType
+from typing import Self
 
 from pipeline.config import Config
 from pipeline.experiments.cells import CellRecord
 from pipeline.experiments.experiment import Experiment
 from pipeline.experiments.report import Results
-from pipeline.tracking import RUN_ID_FILE, TRACKING_ERRORS, Tracker
+from pipeline.sending import BackgroundSender, FolderRun
+from pipeline.tracking import RUN_ID_FILE, Tracker
 
-_logger = logging.getLogger(__name__)
 KIND_EXPERIMENT, KIND_CELL = "experiment", "cell"
 
 
 class ExperimentTracking:
-    """The parent run of an experiment and what its children hold already.
+    """The parent run of an experiment and what its children hold already; a context that ends it as `FolderRun` does.
+
+    The server of an experiment that goes on may be away: it is asked when something is sent.
 
     Args:
         folder: of the experiment; remembers the parent run.
@@ -28,51 +31,70 @@ class ExperimentTracking:
         config: the preset.
 
     Raises:
-        ConnectionError: the server does not answer.
-        ValueError: the URI or the remembered run cannot be used.
+        ConnectionError: the server does not answer when an experiment begins.
+        ValueError: the URI cannot be used when an experiment begins.
     """
 
     def __init__(self, folder: Path, uri: str, experiment: Experiment, config: Config) -> None:
-        self.parent = Tracker.open(
-            uri, f"{config.tracking.experiment}-experiments", f"{experiment.name} {config.name}", kind=KIND_EXPERIMENT,
-            tags={"preset": config.name, "experiment": experiment.name},
-            remember=folder / RUN_ID_FILE,
-        )  # fmt: skip
-        settings = config.to_dict()
-        names = ("seed", "device", "data", "noise", "space", "prior", "search", "retrain", "experiment")
-        self.parent.log_params({name: settings[name] for name in names})
-        self._sent = self.parent.children("record")
+        self._folder = folder
+        self._uri = uri
+        self._experiment = experiment
+        self._config = config
+        self._sent: dict[str, tuple[str, bool]] = {}
+        self._tracked = FolderRun(folder, self._open)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self._tracked.__exit__(kind, error, traceback)
+
+    def sender(self) -> BackgroundSender[CellRecord]:
+        """Return what sends records while the experiment goes on."""
+        return BackgroundSender(self.send, promise="records and tables stay on disk, the same command sends them later")
 
     def send(self, records: Sequence[CellRecord]) -> None:
         """Send the records that MLflow lacks."""
+        parent = self._tracked.reach()
         for record in records:
             key = f"{record.stage}/{record.name}"
             run_id, is_finished = self._sent.get(key, (None, False))
             if is_finished:
                 continue
             tags = {"record": key, "variant": record.variant, "seed": str(record.seed)}
-            with self.parent.child(f"{record.stage} {record.name}", kind=KIND_CELL, tags=tags, run_id=run_id) as child:
+            with parent.child(f"{record.stage} {record.name}", kind=KIND_CELL, tags=tags, run_id=run_id) as child:
+                self._sent[key] = (child.run_id, False)  # the next attempt goes on with it
                 child.log_params({"variant": record.variant, "seed": record.seed})
                 values = record.values | {"seconds": record.seconds}
                 child.log_metrics({_metric_name(name): value for name, value in values.items()}, 0)
             self._sent[key] = (child.run_id, True)
 
-    def offer(self, record: CellRecord) -> None:
-        """Send a record, or warn: a server that went away shall not end the experiment; `send` comes at its end."""
-        try:
-            self.send([record])
-        except TRACKING_ERRORS as error:
-            _logger.warning("record %s is not in MLflow yet: %s", record.name, error)
-
-    def finish(self, results: Results) -> None:
-        """Send means, table and figures, and end the parent run."""
+    def finish(self, records: Sequence[CellRecord], results: Results) -> None:
+        """Send the records that MLflow lacks, means, table and figures, and end the parent run."""
+        self.send(records)
+        parent = self._tracked.reach()
         rows = results.table.to_dict("records")
         means = {_metric_name(f"{row['variant']}/{row['quantity']}"): row["mean"] for row in rows}
-        self.parent.log_metrics(means, len(results.seeds))
-        self.parent.set_description(results.markdown)
+        parent.log_metrics(means, len(results.seeds))
+        parent.set_description(results.markdown)
         for path in results.files:
-            self.parent.log_artifact(path)
-        self.parent.end()
+            parent.log_artifact(path)
+        parent.end()
+
+    def _open(self) -> Tracker:
+        config = self._config
+        parent = Tracker.open(
+            self._uri, f"{config.tracking.experiment}-experiments", f"{self._experiment.name} {config.name}",
+            kind=KIND_EXPERIMENT, tags={"preset": config.name, "experiment": self._experiment.name},
+            remember=self._folder / RUN_ID_FILE,
+        )  # fmt: skip
+        settings = config.to_dict()
+        names = ("seed", "device", "data", "noise", "space", "prior", "search", "retrain", "experiment")
+        parent.log_params({name: settings[name] for name in names})
+        self._sent = parent.children("record")
+        return parent
 
 
 def _metric_name(name: str) -> str:

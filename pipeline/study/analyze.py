@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pandas as pd
 
+from pipeline.checkpoint import write_atomically, written_beside
 from pipeline.study.estimates import Bootstrap
 from pipeline.study.figures import draw_figures
 from pipeline.study.guidelines import Answer, answer_guidelines, claim_table
@@ -77,7 +78,7 @@ def analyze(
         collection=collection, summary=summary, num_resamples=num_resamples, source=folder.resolve().name,
     )  # fmt: skip
     path = output / REPORT_FILE
-    path.write_text(report, encoding="utf-8")
+    write_atomically(path, report)
     files = [path, *(path for paths in saved for path in paths), *files]
     return Study(summary=summary, answers=answers, tables=tables, files=tuple(files))
 
@@ -104,7 +105,8 @@ def _write_tables(tables: Mapping[str, pd.DataFrame], folder: Path) -> list[Path
     paths = []
     for name, table in tables.items():
         csv, parquet = folder / f"{name}.csv", folder / f"{name}.parquet"
-        table.to_csv(csv, index=False)
-        table.to_parquet(parquet, index=False)
+        write_atomically(csv, table.to_csv(index=False))
+        with written_beside(parquet) as beside:
+            table.to_parquet(beside, index=False)
         paths += [csv, parquet]
     return paths

@@ -13,6 +13,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
+from pipeline.checkpoint import written_beside
 from pipeline.figure_style import BLUE, FIGURE_STYLE, GREY, INK, VERMILION
 from pipeline.records import PARTS
 from pipeline.study.selection import SIZE_GROUPS, Collection
@@ -52,8 +53,10 @@ class StudyFigure:
         """Write `NAME.svg` and `NAME.png`; equal tables give equal files."""
         svg, png = (folder / f"{self.name}{suffix}" for suffix in (".svg", ".png"))
         with matplotlib.rc_context(_RC):
-            self.figure.savefig(svg, metadata={"Date": None, "Creator": None})
-            self.figure.savefig(png, dpi=130, metadata={"Software": None})
+            with written_beside(svg) as beside:
+                self.figure.savefig(beside, metadata={"Date": None, "Creator": None})
+            with written_beside(png) as beside:
+                self.figure.savefig(beside, dpi=130, metadata={"Software": None})
         return svg, png
 
 

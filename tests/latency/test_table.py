@@ -1,5 +1,6 @@
 import json
 import random
+import resource
 from dataclasses import replace
 
 import pandas as pd
@@ -87,10 +88,23 @@ def test_save_that_fails_leaves_the_old_file(small_table, device_info, spec, tmp
         raise OSError("no space left")
 
     monkeypatch.setattr(pq, "write_table", full_disk)
-    with pytest.raises(OSError, match="no space left"):
+    with pytest.raises(OSError, match="no space left; mend that and the same command goes on: .*table.parquet"):
         LatencyTable(device_info).save(path)
     assert len(LatencyTable.load(path, expected=device_info)) == 3
     assert [entry.name for entry in tmp_path.iterdir()] == ["table.parquet"]
+
+
+@pytest.mark.parametrize("num_bytes", [0, 100])
+def test_a_full_disk_is_one_error_that_names_the_file_and_leaves_nothing(small_table, tmp_path, num_bytes):
+    """A limit on the size of files takes the first bytes and refuses the rest."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (num_bytes, before[1]))
+    try:
+        with pytest.raises(OSError, match=r"File too large; mend that and .* goes on: .*table\.parquet'"):
+            small_table.save(tmp_path / "table.parquet")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_table_of_another_device_is_refused_with_all_that_differs(small_table, device_info, tmp_path):
@@ -233,4 +247,16 @@ def test_absurdly_large_file_is_refused_before_it_is_read(small_table, tmp_path)
     with path.open("r+b") as file:
         file.truncate(65 * 2**20)  # sparse: takes no space
     with pytest.raises(ValueError, match="it is larger than 67108864 bytes"):
+        LatencyTable.load(path, expected=None)
+
+
+def test_a_small_file_that_unpacks_to_far_more_is_refused(small_table, tmp_path):
+    """One long name, stored once, for every row."""
+    path = tmp_path / "latency.parquet"
+    small_table.save(path)
+    sound = pq.read_table(path)
+    rows = [sound.to_pylist()[0] | {"name": "x" * 2**20, "height": 1 + height} for height in range(200)]
+    pq.write_table(pa.Table.from_pylist(rows, schema=sound.schema), path, write_page_checksum=True, compression="zstd")
+    assert path.stat().st_size < 2**20
+    with pytest.raises(ValueError, match=r"latency\.parquet.*unpack to more than \d+ bytes"):
         LatencyTable.load(path, expected=None)

@@ -1,6 +1,7 @@
 """Baselines trained by command, with the numbers of a searched network's training."""
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -15,6 +16,7 @@ from pipeline.data.images import read_image, write_image
 from pipeline.data.patches import PatchSource
 from pipeline.models import load_denoiser
 from pipeline.run import Run, open_run
+from pipeline.tracking import MlflowClient, MlflowException
 from pipeline.training import Trainer
 
 SIZES = {"num_channels": 4}
@@ -79,6 +81,36 @@ def test_the_command_leaves_what_denoise_takes(
     write_image(tmp_path / "noisy.png", images[0])
     assert main(["denoise", str(out), str(tmp_path / "noisy.png"), "--output", str(tmp_path / "clean")]) == 0
     assert read_image(tmp_path / "clean" / "noisy.png").shape == images[0].shape
+
+
+def test_a_server_that_is_away_costs_a_training_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def refuse(*_: object, **__: object) -> None:
+        raise MlflowException("the server went away")
+
+    def without_metrics(*arguments: Any, **more: Any) -> None:
+        if "metrics" in more:
+            refuse()
+        log_batch(*arguments, **more)
+
+    command = ["baseline", "train", "dncnn", "--config", "tiny", "--output", str(tmp_path / "base"), "--size",
+               "num_channels=4", "--size", "num_layers=3", "retrain.num_epochs=2"]  # fmt: skip
+    log_batch = MlflowClient.log_batch
+    with monkeypatch.context() as away:
+        away.setattr(MlflowClient, "log_batch", without_metrics)
+        assert main(command) == 0
+    assert caplog.text.count("MLflow fails; the run goes on") == 1
+    with monkeypatch.context() as away:
+        away.setattr(MlflowClient, "get_experiment_by_name", refuse)
+        assert main(command) == 0
+    assert main(command) == 0
+    client = MlflowClient(f"sqlite:///{tmp_path / 'mlflow.db'}")
+    run = client.get_run((tmp_path / "base" / "mlflow_run_id").read_text().strip())
+    assert run.info.status == "FINISHED" and run.data.tags["kind"] == "baseline"
+    assert run.data.params["baseline"] == "dncnn" and run.data.params["sizes.num_channels"] == "4"
+    assert run.data.metrics["psnr_db"] > 5
+    assert [point.step for point in client.get_metric_history(run.info.run_id, "train/loss")] == [1, 2]
 
 
 @pytest.mark.parametrize(

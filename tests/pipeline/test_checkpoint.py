@@ -2,6 +2,8 @@ import json
 import os
 import pickle
 import resource
+import subprocess
+import sys
 import zipfile
 from pathlib import Path
 from typing import Any
@@ -9,7 +11,6 @@ from typing import Any
 import pytest
 import torch
 
-from pipeline import checkpoint
 from pipeline.checkpoint import (
     build_within,
     load_checkpoint,
@@ -58,7 +59,7 @@ def test_a_file_that_is_being_replaced_is_whole_at_any_time(
     write(1.0)
     before = path.read_bytes()
     with monkeypatch.context() as patch:
-        patch.setattr(checkpoint.os, "replace", die)
+        patch.setattr(os, "replace", die)
         with pytest.raises(KeyboardInterrupt):
             write(2.0)
     assert path.read_bytes() == before
@@ -72,7 +73,7 @@ def test_a_full_disk_is_one_error_that_names_the_file_and_leaves_nothing(tmp_pat
     """What is written beside the file goes to a device without space."""
     path = tmp_path / "part0.pt"
     path.write_text("before")
-    (tmp_path / f".part0.{os.getpid()}.pt").symlink_to("/dev/full")
+    (tmp_path / f".part0.{os.getpid()}.nas-partial.pt").symlink_to("/dev/full")
     with pytest.raises(OSError, match=r"No space left on device; mend that and the same command goes on: .*part0\.pt"):
         if writer == "checkpoint":
             save_checkpoint(path, {"w": torch.zeros(100_000)})
@@ -107,13 +108,40 @@ def test_a_folder_that_nobody_can_write_in_is_named() -> None:
         save_checkpoint("/proc/self/folder/part0.pt", {"epoch": 1})
 
 
-def test_half_written_files_of_killed_processes_are_removed(tmp_path: Path) -> None:
-    kept = [".lock", ".hidden.png", "part0.pt", "run.2.json"]
-    for name in [*kept, ".part0.77.pt", ".genotype.json.77", ".latency.parquet.77.tmp", ".mlflow_run_id.77"]:
-        (tmp_path / "below").mkdir(exist_ok=True)
+@pytest.fixture
+def gone() -> int:
+    """The number of a process that has ended."""
+    ended = subprocess.Popen(["true"])
+    ended.wait()
+    return ended.pid
+
+
+def test_half_written_files_of_killed_processes_are_removed(tmp_path: Path, gone: int) -> None:
+    kept = [".lock", "part0.pt", "run.2.json", ".zcompdump-host-5.9", f".file.{gone}.swp", f".genotype.json.{gone}",
+            f".part0.{os.getpid()}.nas-partial.pt", f"part0.{gone}.nas-partial.pt"]  # fmt: skip
+    (tmp_path / "below").mkdir()
+    for name in [*kept, f".part0.{gone}.nas-partial.pt", f".mlflow_run_id.{gone}.nas-partial"]:
         (tmp_path / "below" / name).write_text("")
     remove_partial_files(tmp_path)
     assert sorted(path.name for path in (tmp_path / "below").iterdir()) == sorted(kept)
+
+
+def test_what_a_killed_writer_left_is_what_is_removed(tmp_path: Path) -> None:
+    """A process writes, and is gone before the rename; while it lives, its file is kept."""
+    code = (
+        "import os, sys; from ops.files import written_beside\n"
+        "with written_beside(sys.argv[1]) as beside: beside.touch(); print(flush=True); input(); os._exit(9)"
+    )
+    writer = subprocess.Popen([sys.executable, "-c", code, str(tmp_path / "part0.pt")], stdin=subprocess.PIPE,
+                              stdout=subprocess.PIPE, text=True, cwd=Path(__file__).parents[2])  # fmt: skip
+    assert writer.stdout is not None
+    writer.stdout.readline()
+    remove_partial_files(tmp_path)
+    assert [path.suffix for path in tmp_path.iterdir()] == [".pt"]
+    writer.communicate("\n")
+    assert len(list(tmp_path.iterdir())) == 1
+    remove_partial_files(tmp_path)
+    assert list(tmp_path.iterdir()) == []
 
 
 @pytest.mark.parametrize("share", [0.0, 0.3, 0.95])

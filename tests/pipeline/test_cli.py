@@ -6,20 +6,24 @@ import subprocess
 import sys
 from pathlib import Path
 
+import h5py
 import numpy as np
+import pandas as pd
 import pytest
 import tifffile
 import torch
 from PIL import Image
+from scipy.io import loadmat
 
 from pipeline.cli import main
+from pipeline.config import load_config
 from pipeline.data.images import decode_image, read_image, to_16_bit, white_level, write_image
 from pipeline.priors import MIRNet, load_prior, save_prior
 from pipeline.run import locked
 
 COMMANDS = (
     "run", "latency build", "prior train", "baseline train", "search", "derive", "retrain", "evaluate", "denoise",
-    "export",
+    "dnd", "export",
 )  # fmt: skip
 
 
@@ -365,3 +369,126 @@ def test_memory_that_runs_out_is_one_line(
     monkeypatch.setattr(MIRNet, "forward", greedy)
     assert main(["denoise", model, photograph, "--output", "out"]) == 2
     assert "denoise-nas: error: out of memory: Unable to allocate 2.00 EiB" in capsys.readouterr().err
+
+
+def test_bm3d_that_is_missing_is_said_before_the_experiment_begins(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture,
+    elsewhere: Path,
+) -> None:  # fmt: skip
+    def warnings(name: str) -> int:
+        caplog.clear()
+        fail(capsys, "experiment", name, "--config", "tiny", "data.training=missing")  # ends before any work
+        return caplog.text.count("the package bm3d is not installed: row bm3d is recorded without numbers")
+
+    monkeypatch.setitem(sys.modules, "bm3d", None)  # what a missing package looks like to an import
+    assert warnings("denoisers") == 1
+    assert warnings("resampling") == 0
+    monkeypatch.setitem(sys.modules, "bm3d", sys.modules[__name__])
+    assert warnings("denoisers") == 0
+
+
+@pytest.mark.parametrize("text", ["{", "[]", '{"seed": 0}', '{"genotype_id": "a", "seed": 0, "psnr_db": 3, "ssim": 3}'])
+def test_a_damaged_summary_is_named(capsys: pytest.CaptureFixture[str], elsewhere: Path, text: str) -> None:
+    (elsewhere / "out").mkdir()
+    (elsewhere / "out" / "summary.json").write_text(text)
+    line = fail(capsys, "run", "--config", "tiny", "--output", "out")
+    assert "out/summary.json is damaged: " in line and "remove it, and the same command writes it again" in line
+
+
+@pytest.fixture
+def received(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The folder of a collection from another machine, whose settings name a database; its study is made up."""
+    from pipeline.study import Study
+
+    folder = tmp_path / "received" / "first"
+    folder.mkdir(parents=True)
+    load_config("tiny", [f"tracking.uri=sqlite:///{tmp_path}/elsewhere/mlflow.db"]).save(folder / "config.yaml")
+    (folder / "mlflow_run_id").write_text("0123\n")
+    (folder / "records").mkdir()
+    summary = pd.DataFrame({"quantity": ["PSNR"], "searched": ["1"], "random": ["2"], "paper": ["3"]})
+    study = Study(summary=summary, answers=(), tables={}, files=())
+    monkeypatch.setattr("pipeline.study.analyze", lambda *_, **__: study)
+    monkeypatch.setattr("pipeline.records.write_dataset", lambda *_: None)
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    return folder
+
+
+def test_a_report_needs_no_tracking_server(
+    received: Path, capsys: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
+) -> None:
+    assert main(["analyze", str(received)]) == 0
+    assert f"report: {received / 'study' / 'report.html'}" in capsys.readouterr().out
+    database = received.parent / "mlflow.db"
+    missing = f"the report is not in MLflow: database {database} does not exist, it should hold run 0123"
+    assert caplog.text.count(missing) == 1
+    assert main(["analyze", str(received), "tracking.uri=http://127.0.0.1:9"]) == 0
+    assert "the report is not in MLflow: no MLflow server answers at http://127.0.0.1:9" in caplog.text
+
+
+def test_a_received_folder_does_not_say_where_to_record(
+    received: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
+) -> None:
+    named = (
+        f"config.yaml names the tracking server or database 'sqlite:///{tmp_path}/elsewhere/mlflow.db', which is not"
+    )
+    assert main(["analyze", str(received)]) == 0
+    assert caplog.text.count(named) == 1
+    line = fail(capsys, "track", str(received))
+    assert f"database {received.parent / 'mlflow.db'} does not exist, it should hold run 0123" in line
+    assert caplog.text.count(named) == 2
+    (received / "mlflow_run_id").unlink()
+    assert main(["track", str(received)]) == 0
+    assert f"0 of 0 records sent to sqlite:///{received.parent / 'mlflow.db'}" in capsys.readouterr().out
+    assert not (tmp_path / "elsewhere").exists()
+
+
+@pytest.fixture
+def dnd(tmp_path: Path) -> Path:
+    """A set of DND's form: 50 images of 16 x 16, 20 boxes of 8 x 8 in each."""
+    folder = tmp_path / "DND"
+    (folder / "images_srgb").mkdir(parents=True)
+    with h5py.File(folder / "info.mat", "w") as file:
+        file["box"] = np.tile([[1.0], [1.0], [8.0], [8.0]], 20)
+        references = np.full((1, 50), file["box"].ref, dtype=h5py.ref_dtype)
+        file["info/boundingboxes"] = references
+    for index in range(1, 51):
+        with h5py.File(folder / "images_srgb" / f"{index:04}.mat", "w") as file:
+            file["InoisySRGB"] = np.full((3, 16, 16), index / 51)
+    return folder
+
+
+def test_a_submission_to_dnd_is_of_one_model(
+    capsys: pytest.CaptureFixture[str], elsewhere: Path, tmp_path: Path, dnd: Path, model: str
+) -> None:
+    assert main(["dnd", model, str(dnd), "--output", "s"]) == 0
+    assert "50 files in s" in capsys.readouterr().out
+    names = [f"{index:04}.mat" for index in range(1, 51)]
+    assert sorted(path.name for path in (elsewhere / "s").iterdir()) == names
+    crop = loadmat(elsewhere / "s" / "0007.mat")["Idenoised"].reshape(-1)[3]
+    noisy = torch.full((1, 3, 8, 8), 7 / 51)
+    with torch.no_grad():
+        expected = load_prior(model)(noisy)[0].clamp(0, 1).permute(1, 2, 0).numpy()
+    np.testing.assert_allclose(crop, expected, atol=1e-5)
+
+    (elsewhere / "s" / "0050.mat").unlink()  # it goes on with the same model alone
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(1)
+        save_prior(MIRNet(num_channels=8, num_blocks=1), tmp_path / "other.safetensors")
+    line = fail(capsys, "dnd", str(tmp_path / "other.safetensors"), str(dnd), "--output", "s")
+    assert re.search(rf"{elsewhere}/s holds a submission of another model \(fingerprint \w+, this is \w+\)", line)
+    assert not (elsewhere / "s" / "0050.mat").exists()
+    assert main(["dnd", model, str(dnd), "--output", "s"]) == 0
+    (elsewhere / "s.model").unlink()
+    assert "of another model (fingerprint unknown, this is" in fail(capsys, "dnd", model, str(dnd), "--output", "s")
+
+
+def test_files_of_dnd_are_checked_before_the_work(
+    capsys: pytest.CaptureFixture[str], elsewhere: Path, dnd: Path, model: str
+) -> None:
+    with h5py.File(dnd / "images_srgb" / "0050.mat", "w") as file:
+        file["raw"] = 1
+    line = fail(capsys, "dnd", model, str(dnd), "--output", "s")
+    assert "images_srgb/0050.mat must hold `InoisySRGB`, got raw" in line
+    (dnd / "images_srgb" / "0050.mat").write_bytes(b"damaged")
+    assert "0050.mat cannot be read as a MATLAB" in fail(capsys, "dnd", model, str(dnd), "--output", "s")
+    assert list(elsewhere.iterdir()) == []

@@ -90,6 +90,10 @@ def test_sigmas_are_converted_to_the_unit_scale() -> None:
         ("search.num_epochs", r"an override must look like .*, got 'search\.num_epochs'"),
         ("=3", r"an override must look like"),
         ("seed.num=3", r"`seed\.num` goes through `seed`, which holds a value"),
+        ("prior_train.num_channels=1000000000", r"`prior_train\.num_channels` must be at most 256, got 1000000000"),
+        ("latency.image_size=1000000000", r"`latency\.image_size` must be at most 8192"),
+        ("retrain.distilled_patches=1000000000", r"`retrain\.distilled_patches` must be at most 100000"),
+        ("search.patch_size=1000000000", r"`search\.patch_size` must be at most 2048"),
         ("seed=[1", r"the value of override 'seed=\[1' is not YAML"),
     ],
 )

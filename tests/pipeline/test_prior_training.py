@@ -98,3 +98,25 @@ def test_the_loss_falls(train: Any, config: PriorTrainConfig, architecture: str)
     train(config, progress=lambda *row: rows.append(row))
     assert [step for step, _, _ in rows] == [50, 100]
     assert rows[-1][1] < rows[0][1]
+
+
+@pytest.mark.parametrize("bad", [1, 3])
+def test_bad_steps_are_skipped_until_there_are_too_many(
+    train: Any, config: PriorTrainConfig, monkeypatch: pytest.MonkeyPatch, bad: int
+) -> None:
+    """A loss that is not a number leaves no trace in the weights."""
+    l1_loss, calls = prior_training.F.l1_loss, []
+
+    def poisoned(*arguments: torch.Tensor) -> torch.Tensor:
+        calls.append(1)
+        return l1_loss(*arguments) * (float("nan") if len(calls) <= bad else 1.0)
+
+    monkeypatch.setattr(prior_training.F, "l1_loss", poisoned)
+    patient = replace(config, max_bad_steps=2)
+    if bad == 1:
+        assert all(parameter.isfinite().all() for parameter in train(patient).parameters())
+        return
+    with pytest.raises(
+        FloatingPointError, match=r"step 3: 3 steps had a loss .*`prior_train.max_bad_steps` is 2; .*step 2"
+    ):
+        train(patient)

@@ -7,6 +7,7 @@ import pytest
 
 from ops import OpSpec
 from pipeline.config import Config, load_config
+from pipeline.data.images import write_image
 from pipeline.run import open_run
 from pipeline.search_inputs import cost_models, features_megabytes, part_targets, prepare_inputs, search_key, space_of
 from search_space import SearchSpace
@@ -55,6 +56,25 @@ def test_inputs_hold_features_or_images(quick_prior: object, images: list[np.nda
     live = prepare_inputs(tiny("search.prior_features=live"), quick_prior, dict(zip("ab", images, strict=True)))
     assert live.patches is None
     assert sum(image.size for half in live.images for image in half) == sum(image.size for image in images)
+
+
+def test_the_head_of_a_cluster_needs_no_gpu(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    on_gpus = [f"output={tmp_path}/run", "device=cuda", "ray.gpus_per_part=1"]
+    run = open_run(load_config("tiny", [*on_gpus, "ray.address='10.0.0.1:6379'"]))
+    assert {parameter.device.type for parameter in run.prior.parameters()} == {"cpu"}
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    with pytest.raises(ValueError, match="`device` is cuda, but torch sees no CUDA device"):
+        open_run(load_config("tiny", on_gpus))
+
+
+def test_images_too_small_to_be_divided_are_named_before_any_work(tmp_path: Path) -> None:
+    for name in ("a", "b", "c"):
+        write_image(tmp_path / "photos" / f"{name}.png", np.zeros((60, 60, 3), np.uint8))
+    with pytest.raises(ValueError, match="training image a of 60x60 pixels is too small to be cut") as caught:
+        open_run(load_config("quick", [f"data.training={tmp_path}/photos", f"output={tmp_path}/run"]))
+    assert len(str(caught.value).splitlines()) == 3
+    assert not (tmp_path / "run").exists()
 
 
 def test_features_that_will_not_fit_are_refused_before_they_are_computed(

@@ -4,17 +4,19 @@ import math
 import multiprocessing
 import os
 import socket
+import sqlite3
 import subprocess
 import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
+from contextlib import closing
 from pathlib import Path
 
 import pytest
 
 from pipeline import tracking
-from pipeline.tracking import MlflowClient, Tracker
+from pipeline.tracking import MlflowClient, MlflowException, Tracker, TrackingError, how_to_see
 
 
 @pytest.fixture(scope="module")
@@ -194,6 +196,67 @@ def test_a_relative_path_is_made_absolute(
     folder = Path(database.removeprefix("sqlite:///")).parent
     monkeypatch.chdir(folder)
     assert Tracker.open("sqlite:///mlflow.db", "relative", "a017", kind="search").tracking_uri == database
+
+
+def test_a_database_that_cannot_be_used_is_one_line(database: str, tmp_path: Path) -> None:
+    Tracker.open(database, "usable", "a017", kind="search")  # the database exists, whichever test runs first
+    path = tmp_path / "mlflow.db"
+    path.write_bytes(b"no database, but longer than nothing" * 100)
+    with pytest.raises(TrackingError, match=rf"^database {path} cannot be used: file is not a database$"):
+        Tracker.open(f"sqlite:///{path}", "experiment", "run", kind="search")
+    path.write_bytes(Path(database.removeprefix("sqlite:///")).read_bytes())
+    with closing(sqlite3.connect(path)) as connection, connection:
+        connection.execute("UPDATE alembic_version SET version_num = '451aebb31d03'")
+    message = rf"^database {path} cannot be used: Detected out-of-date database schema .*mlflow db upgrade"
+    with pytest.raises(TrackingError, match=message) as refused:
+        Tracker.open(f"sqlite:///{path}", "experiment", "run", kind="search")
+    assert "\n" not in str(refused.value)
+
+
+def test_no_database_is_created_for_a_run_that_it_should_hold(tmp_path: Path) -> None:
+    (tmp_path / "mlflow_run_id").write_text("0123\n")
+    with pytest.raises(TrackingError, match=rf"^database {tmp_path}/other/mlflow.db does not exist, .* hold run 0123$"):
+        Tracker.open(
+            f"sqlite:///{tmp_path}/other/mlflow.db", "experiment", "run", kind="search",
+            remember=tmp_path / "mlflow_run_id",
+        )  # fmt: skip
+    assert not (tmp_path / "other").exists()
+
+
+@pytest.mark.parametrize(
+    ("call", "name"),
+    [
+        (lambda tracker, path: tracker.log_metrics({"loss": 1.0}, 0), "log_batch"),
+        (lambda tracker, path: tracker.log_params({"seed": 1}), "log_batch"),
+        (lambda tracker, path: tracker.log_artifact(path), "log_artifact"),
+        (lambda tracker, path: tracker.set_description("text"), "set_tag"),
+        (lambda tracker, path: tracker.rename("name"), "update_run"),
+        (lambda tracker, path: tracker.child("name", kind="row", tags={}), "create_run"),
+        (lambda tracker, path: tracker.children("row"), "search_runs"),
+        (lambda tracker, path: tracker.share_view("name", {}), "set_experiment_tag"),
+        (lambda tracker, path: tracker.end(), "set_terminated"),
+    ],
+)
+def test_whatever_mlflow_refuses_is_one_error_of_ours(
+    open_tracker: Callable[..., Tracker], tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+    call: Callable[[Tracker, Path], object], name: str,
+) -> None:  # fmt: skip
+    def refuse(*_: object, **__: object) -> None:
+        raise MlflowException("went\naway")
+
+    tracker = open_tracker()
+    (tmp_path / "file").write_text("")
+    monkeypatch.setattr(MlflowClient, name, refuse)
+    with pytest.raises(TrackingError, match=rf"^cannot [\w ]+ run {tracker.run_id} at sqlite:.*: went away$"):
+        call(tracker, tmp_path / "file")
+
+
+def test_runs_on_a_server_are_seen_at_its_address() -> None:
+    assert how_to_see("http://head:5000/") == "see it at http://head:5000"
+    assert how_to_see("http://head:5000", "/#/experiments/1") == "see it at http://head:5000/#/experiments/1"
+    command = "see it with: mlflow ui --backend-store-uri sqlite:////runs/mlflow.db"
+    assert how_to_see("sqlite:////runs/mlflow.db") == command
+    assert how_to_see("sqlite:////runs/mlflow.db", "/#/x") == f"{command}\nthen http://127.0.0.1:5000/#/x"
 
 
 @pytest.mark.parametrize("uri", ["", "runs/mlflow.db", "sqlite://", "sqlite:///:memory:", "postgresql://host/db"])

@@ -1,4 +1,5 @@
 import json
+import resource
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -196,6 +197,23 @@ def test_huge_and_missing_files_are_refused(tmp_path: Path) -> None:
         Genotype.load(path)
     with pytest.raises(FileNotFoundError, match=r"nowhere\.json does not exist"):
         Genotype.load(tmp_path / "nowhere.json")
+
+
+@pytest.mark.parametrize("num_bytes", [0, 100])
+def test_a_full_disk_is_one_error_that_names_the_file_and_leaves_nothing(
+    genotype: Genotype, tmp_path: Path, num_bytes: int
+) -> None:
+    """A limit on the size of files takes the first bytes and refuses the rest."""
+    path = tmp_path / "genotype.json"
+    path.write_text("before")
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (num_bytes, before[1]))
+    try:
+        with pytest.raises(OSError, match=r"File too large; mend that and .* goes on: .*genotype\.json'"):
+            genotype.save(path)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert list(tmp_path.iterdir()) == [path] and path.read_text() == "before"
 
 
 def test_a_genotype_cannot_be_built_wrong(genotype: Genotype) -> None:

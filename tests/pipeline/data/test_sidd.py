@@ -1,7 +1,11 @@
+import os
+import struct
 from pathlib import Path
+from unittest import mock
 
 import numpy as np
 import pytest
+import scipy.io
 from scipy.io import savemat
 
 from pipeline.data.datasets import open_dataset
@@ -49,3 +53,28 @@ def test_damaged_and_missing_files(tmp_path: Path, blocks: dict[str, np.ndarray]
         open_dataset(tmp_path / f"{NOISY}.mat")
     with pytest.raises(ValueError, match="must be named as in SIDD"):
         open_dataset(tmp_path / "Blocks.mat")
+
+
+def test_a_cut_off_file_is_tried_once_and_named(tmp_path: Path, blocks: dict[str, np.ndarray]) -> None:
+    """The header is whole, so that opening finds nothing wrong."""
+    path = tmp_path / f"{CLEAN}.mat"
+    os.truncate(path, path.stat().st_size // 2)
+    dataset = open_dataset(tmp_path / f"{NOISY}.mat")
+    with mock.patch("scipy.io.loadmat", wraps=scipy.io.loadmat) as loading:
+        for name in dataset.names:
+            with pytest.raises(ValueError, match=rf"{CLEAN}\.mat cannot be read as a MATLAB file: .+"):
+                dataset.load(name)
+    assert sum(call.args[0] == path for call in loading.call_args_list) == 1
+
+
+@pytest.mark.parametrize("shape", [(2**31 - 1, 2**31 - 1, 16, 16, 3), (2**31 - 1, 2**31 - 1, 0, 16, 3)])
+def test_a_header_that_claims_more_than_the_file_can_hold_is_refused(
+    tmp_path: Path, blocks: dict[str, np.ndarray], shape: tuple[int, ...]
+) -> None:
+    path = tmp_path / f"{CLEAN}.mat"
+    content = path.read_bytes()
+    sound = struct.pack("<5i", *blocks[CLEAN].shape)
+    assert content.count(sound) == 1
+    path.write_bytes(content.replace(sound, struct.pack("<5i", *shape)))
+    with pytest.raises(ValueError, match=rf"{CLEAN}\.mat is damaged: its header claims"):
+        open_dataset(tmp_path / f"{NOISY}.mat")

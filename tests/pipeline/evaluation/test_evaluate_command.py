@@ -16,7 +16,7 @@ from torch import nn
 from pipeline.baselines import build_baseline, save_baseline
 from pipeline.cli import main
 from pipeline.data.images import write_image
-from pipeline.tracking import MlflowClient
+from pipeline.tracking import MlflowClient, MlflowException
 from search_space import Genotype, SearchSpace, sample_genotype
 
 COLUMNS = ("model", "dataset", "noise", "psnr_db", "ssim", "num_parameters", "macs", "seconds_per_image")
@@ -141,9 +141,11 @@ def test_the_page_shows_the_numbers_of_the_table(table: Path) -> None:
         section = page.split(f"### set, {row['noise']} (2 images)")[1].split("###")[0]
         (line,) = (line for line in section.splitlines() if line.startswith(f"| {row['model']} |"))
         cells = [cell.strip() for cell in line.strip("|").split("|")]
-        assert cells[1] == f"{float(row['psnr_db']):.2f}" and cells[2] == f"{float(row['ssim']):.4f}"
-        assert cells[3] == f"{float(row['ssim_3d']):.4f}"
-        assert cells[5] == f"{int(row['macs']) / 1e9:.2f}"
+        titles = [cell.strip() for cell in section.strip().splitlines()[0].strip("|").split("|")]
+        assert titles[1:3] == ["PSNR (rounded), dB", "PSNR (unrounded), dB"]
+        assert cells[1] == f"{float(row['psnr_db']):.2f}" and cells[2] == f"{float(row['psnr_unrounded_db']):.2f}"
+        assert cells[3] == f"{float(row['ssim']):.4f}" and cells[4] == f"{float(row['ssim_3d']):.4f}"
+        assert cells[6] == f"{int(row['macs']) / 1e9:.2f}"
 
 
 def test_mlflow_holds_every_row_once(table: Path, work: Path) -> None:
@@ -189,6 +191,57 @@ def test_a_failing_model_loses_nothing_and_the_next_attempt_goes_on(
     changed = {row["model"]: row for row in read(tmp_path / "out" / "evaluation.csv")}[arguments[1]]
     assert len(read(tmp_path / "out" / "evaluation.csv")) == 3
     assert int(changed["num_parameters"]) > int(rows[1]["num_parameters"])
+
+
+def test_changed_images_and_another_folder_of_equal_names_are_measured_again(
+    work: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def psnr_db(folder: Path) -> str:
+        assert (
+            evaluate(work, "noisy", "--data", str(folder), "--noise", "pairs", "--output", str(tmp_path / "out")) == 0
+        )
+        (row,) = read(tmp_path / "out" / "evaluation.csv")
+        return row["psnr_db"]
+
+    shutil.copytree(work / "pairs", tmp_path / "one" / "pairs")
+    shutil.copytree(work / "pairs", tmp_path / "two" / "pairs")
+    first = psnr_db(tmp_path / "one" / "pairs")
+    capsys.readouterr()
+    assert psnr_db(tmp_path / "one" / "pairs") == first
+    assert "noisy on pairs, pairs: in" in capsys.readouterr().out
+    shutil.copy(tmp_path / "one" / "pairs" / "clean" / "a.png", tmp_path / "one" / "pairs" / "noisy" / "a.png")
+    assert psnr_db(tmp_path / "one" / "pairs") != first
+    assert psnr_db(tmp_path / "two" / "pairs") == first
+    assert "already" not in capsys.readouterr().out
+
+
+def test_a_server_that_is_away_costs_an_evaluation_nothing(
+    work: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str],
+    caplog: pytest.LogCaptureFixture,
+) -> None:  # fmt: skip
+    def refuse(*_: object, **__: object) -> None:
+        raise MlflowException("the server went away")
+
+    command = ["noisy", "--data", str(work / "pairs"), "--output", str(tmp_path / "out")]
+    for method in ("search_runs", "get_experiment_by_name"):  # at the end; when the command is given again, too
+        with monkeypatch.context() as away:
+            away.setattr(MlflowClient, method, refuse)
+            assert evaluate(work, *command) == 0
+        assert "| noisy |" in capsys.readouterr().out
+        assert caplog.text.count("MLflow fails; the table stays in") == 1
+        caplog.clear()
+    assert evaluate(work, *command) == 0
+    client = MlflowClient(tracking_uri=f"sqlite:///{work / 'mlflow.db'}")
+    parent = client.get_run((tmp_path / "out" / "mlflow_run_id").read_text().strip())
+    assert parent.info.status == "FINISHED" and "| noisy |" in parent.data.tags["mlflow.note.content"]
+
+
+def test_mlflow_tracking_uri_is_followed(
+    work: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "postgresql://elsewhere/db")
+    line = fail(capsys, "noisy", "--data", str(work / "pairs"), "--output", str(tmp_path / "out"))
+    assert "got 'postgresql://elsewhere/db'" in line
 
 
 def test_pairs_keep_their_own_noise(work: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -10,7 +10,7 @@ from pipeline.cli import main
 from pipeline.cluster import ray_session
 from pipeline.experiments import EXPERIMENTS, load_experiment
 from pipeline.settings import RayConfig
-from pipeline.tracking import MlflowClient
+from pipeline.tracking import MlflowClient, MlflowException
 
 pytestmark = [pytest.mark.slow, pytest.mark.ray]
 
@@ -80,6 +80,24 @@ def test_mlflow_holds_every_cell_and_the_table(finished: Path) -> None:
     children = client.search_runs([parent.info.experiment_id], f"tags.mlflow.parentRunId = '{run_id}'")
     assert sorted(child.data.tags["record"] for child in children) == sorted(started(finished))
     assert all(child.info.status == "FINISHED" for child in children)
+
+
+@pytest.mark.parametrize("method", ["get_experiment_by_name", "log_artifact"])
+def test_a_server_that_is_away_costs_an_experiment_nothing(
+    finished: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str],
+    caplog: pytest.LogCaptureFixture, method: str,
+) -> None:  # fmt: skip
+    def refuse(*_: object, **__: object) -> None:
+        raise MlflowException("the server went away")
+
+    (finished / "results.json").unlink()
+    seeds = str(len(list(finished.glob("run/model-1-*.json"))))
+    monkeypatch.setattr(MlflowClient, method, refuse)
+    command = ["experiment", "resampling", "--config", "tiny", "--seeds", seeds, "--output", str(finished)]
+    assert main(command) == 0
+    assert (finished / "results.json").exists()
+    assert "## resampling: " in capsys.readouterr().out
+    assert caplog.text.count("MLflow fails; records and tables stay on disk") == 1
 
 
 def test_a_failed_cell_is_named_and_the_others_are_kept(

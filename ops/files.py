@@ -1,0 +1,65 @@
+"""Files written beside their names and then renamed, so that no name ever holds half a file.
+
+Used by genotypes, latency tables and whatever `pipeline` writes; it stands in the folder that all of them may import.
+"""
+
+import os
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+_PARTIAL = re.compile(r"\..+\.(\d{1,7})\.nas-partial(\.[^.]*)?")  # names that `written_beside` writes under, by process
+
+
+@contextmanager
+def written_beside(path: Path | str) -> Iterator[Path]:
+    """Yield a path beside `path` to write to; the block's end renames it to `path`, an error removes it.
+
+    Raises:
+        OSError: the disk is full or the folder cannot be written; the message names `path`.
+    """
+    path = Path(path)
+    beside = path.with_name(f".{path.stem}.{os.getpid()}.nas-partial{path.suffix}")
+    with naming_file(path):
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            yield beside
+            os.replace(beside, path)
+        except BaseException:
+            beside.unlink(missing_ok=True)  # it would take the space that may be missing
+            raise
+
+
+@contextmanager
+def naming_file(path: Path) -> Iterator[None]:
+    """Let an error of the block name the file that was to be written, and what comes next.
+
+    Raises:
+        OSError: as the block's.
+    """
+    try:
+        yield
+    except OSError as error:
+        reason = os.strerror(error.errno) if error.errno else str(error)  # pyarrow has a text of its own
+        raise OSError(error.errno, f"{reason}; mend that and the same command goes on", str(path)) from error
+
+
+def partial_files(folder: Path) -> list[Path]:
+    """Return what is half written in `folder` and below by processes that are gone."""
+    return [path for path in folder.rglob(".*.nas-partial*") if _is_left(path)]
+
+
+def _is_left(path: Path) -> bool:
+    match = _PARTIAL.fullmatch(path.name)
+    return match is not None and path.is_file() and not _is_alive(int(match[1]))
+
+
+def _is_alive(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        pass
+    return True
