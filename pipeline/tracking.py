@@ -17,7 +17,6 @@ import urllib.request
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, closing, contextmanager
 from pathlib import Path
-from types import TracebackType
 from typing import Any, Literal, Self, TypeVar
 
 # Read by mlflow when it is imported; a user's own setting wins.
@@ -53,9 +52,7 @@ _T = TypeVar("_T")
 
 
 class Tracker:
-    """Write parameters, metrics and files of one run; use it as a context manager, so that the run is ended.
-
-    Leaving the context marks the run FINISHED, or FAILED after an exception, or KILLED after Ctrl-C.
+    """Write parameters, metrics and files of one run, which stays marked as running until it is ended.
 
     Attributes:
         tracking_uri: of the server or database, absolute.
@@ -68,7 +65,6 @@ class Tracker:
         self.experiment_id = experiment_id
         self.run_id = run_id
         self._client = client
-        self._is_ended = False
         self._skipped: set[str] = set()
 
     @classmethod
@@ -219,24 +215,6 @@ class Tracker:
         """Mark the run as ended."""
         with self._refusals("end"):
             self._client.set_terminated(self.run_id, status)
-        self._is_ended = True
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
-    ) -> None:
-        if self._is_ended:
-            return
-        if error is None:
-            self.end()
-            return
-        try:
-            self.reach()
-            self.end("KILLED" if isinstance(error, KeyboardInterrupt) else "FAILED")
-        except TRACKING_ERRORS as second:  # the first error matters more
-            _logger.warning("run %s stays marked as running: %s", self.run_id, second)
 
     def _log_metrics(self, values: Sequence[tuple[str, float, int, int]]) -> None:
         entries = []
@@ -329,7 +307,8 @@ def _create_database(database: Path, tracking_uri: str, artifacts: Path) -> None
                 connection.execute("PRAGMA schema_version")
             SqlAlchemyStore(tracking_uri, artifacts.as_uri())
         except (MlflowException, CommandError, SQLAlchemyError, sqlite3.Error) as error:
-            raise TrackingError(f"database {database} cannot be used: {_one_line(error)}") from error
+            cause = getattr(error, "orig", None) or error  # SQLAlchemy's own message repeats its SQL
+            raise TrackingError(f"database {database} cannot be used: {_one_line(cause)}") from error
 
 
 @contextmanager

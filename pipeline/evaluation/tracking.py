@@ -65,9 +65,10 @@ class EvaluationTracking:
             if is_finished:
                 continue
             values = dataclasses.asdict(row)
-            with parent.child(" ".join(row.key), kind=KIND_ROW, tags={"row": tag}, run_id=run_id) as child:
-                child.log_params({name: value for name, value in values.items() if isinstance(value, str)})
-                child.log_metrics({name: value for name, value in values.items() if isinstance(value, int | float)}, 0)
+            child = parent.child(" ".join(row.key), kind=KIND_ROW, tags={"row": tag}, run_id=run_id)
+            child.log_params({name: value for name, value in values.items() if isinstance(value, str)})
+            child.log_metrics({name: value for name, value in values.items() if isinstance(value, int | float)}, 0)
+            child.end()
         parent.set_description(page)
         for name in (TABLE_FILE, IMAGES_FILE, PAGE_FILE):
             parent.log_artifact(self._folder / name)

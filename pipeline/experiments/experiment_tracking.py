@@ -64,11 +64,12 @@ class ExperimentTracking:
             if is_finished:
                 continue
             tags = {"record": key, "variant": record.variant, "seed": str(record.seed)}
-            with parent.child(f"{record.stage} {record.name}", kind=KIND_CELL, tags=tags, run_id=run_id) as child:
-                self._sent[key] = (child.run_id, False)  # the next attempt goes on with it
-                child.log_params({"variant": record.variant, "seed": record.seed})
-                values = record.values | {"seconds": record.seconds}
-                child.log_metrics({_metric_name(name): value for name, value in values.items()}, 0)
+            child = parent.child(f"{record.stage} {record.name}", kind=KIND_CELL, tags=tags, run_id=run_id)
+            self._sent[key] = (child.run_id, False)  # the next attempt goes on with it
+            child.log_params({"variant": record.variant, "seed": record.seed})
+            values = record.values | {"seconds": record.seconds}
+            child.log_metrics({_metric_name(name): value for name, value in values.items()}, 0)
+            child.end()
             self._sent[key] = (child.run_id, True)
 
     def finish(self, records: Sequence[CellRecord], results: Results) -> None:

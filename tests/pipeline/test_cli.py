@@ -395,6 +395,21 @@ def test_a_damaged_summary_is_named(capsys: pytest.CaptureFixture[str], elsewher
     assert "out/summary.json is damaged: " in line and "remove it, and the same command writes it again" in line
 
 
+def test_a_run_on_a_server_is_seen_at_its_address(
+    capsys: pytest.CaptureFixture[str], elsewhere: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sizes = {"latency_image_size": 64, "macs_image_size": 64, "num_parameters": 1, "macs": 1, "seconds": {"total": 1}}
+    times = {"measured_latency_ms": 1, "predicted_latency_ms": None}
+    prior = {"prior_latency_ms": 1, "prior_num_parameters": 1, "prior_macs": 1}
+    quality = dict.fromkeys(("psnr_db", "ssim"), dict.fromkeys(("noisy", "prior", "denoised"), 1))
+    summary = {"genotype_id": "a017", "seed": 0} | quality | sizes | times | prior
+    (elsewhere / "out").mkdir()
+    (elsewhere / "out" / "summary.json").write_text(json.dumps(summary))
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:9/")
+    assert main(["run", "--config", "tiny", "--output", "out"]) == 0
+    assert "everything is in out; see it at http://127.0.0.1:9\n" in capsys.readouterr().out
+
+
 @pytest.fixture
 def received(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """The folder of a collection from another machine, whose settings name a database; its study is made up."""

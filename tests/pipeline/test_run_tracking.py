@@ -115,6 +115,25 @@ def test_a_server_that_goes_away_is_one_warning_and_gets_everything_later(
     assert not RunTracking.has_unsent(run.folder)
 
 
+@pytest.mark.parametrize(("error", "status"), [(RuntimeError("diverged"), "FAILED"), (KeyboardInterrupt(), "KILLED")])
+def test_work_that_ends_early_says_so_in_mlflow(run: Run, database: str, error: BaseException, status: str) -> None:
+    with pytest.raises(type(error)), RunTracking(run) as tracking:
+        raise error
+    assert MlflowClient(database).get_run(tracking.run_id).info.status == status
+
+
+def test_the_error_of_the_work_matters_more_than_that_of_the_server(
+    run: Run, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def refuse(*_: Any, **__: Any) -> None:
+        raise MlflowException("the server went away")
+
+    with pytest.raises(ZeroDivisionError), RunTracking(run) as tracking:
+        monkeypatch.setattr(MlflowClient, "set_terminated", refuse)
+        raise ZeroDivisionError
+    assert caplog.text.count(f"run {tracking.run_id} stays marked as running: cannot end run") == 1
+
+
 def start_server(database: Path, port: int) -> subprocess.Popen[bytes]:
     """Start a tracking server in a process group of its own, and wait until it answers."""
     server = subprocess.Popen(
