@@ -1,4 +1,5 @@
 import copy
+import os
 import shutil
 from dataclasses import replace
 from pathlib import Path
@@ -6,6 +7,8 @@ from typing import Any
 
 import pytest
 import torch
+import torch.distributed
+import torch.multiprocessing
 from torch import Tensor, nn
 
 from pipeline import training
@@ -216,6 +219,42 @@ def test_patches_and_noise_do_not_depend_on_the_number_of_workers(
 
     alone, shares = seen(0, 1), [seen(rank, 2) for rank in range(2)]
     torch.testing.assert_close(torch.stack(shares, dim=2).flatten(1, 2), alone, rtol=0, atol=0)
+
+
+class _OnceInfinite(nn.Module):
+    """Adds infinity to its first result, if it is to: the loss is infinite, the gradients are not."""
+
+    def __init__(self, is_bad: bool) -> None:
+        super().__init__()
+        self.bias = nn.Parameter(torch.zeros(3, 1, 1))
+        self.offset = float("inf") if is_bad else 0.0
+
+    def forward(self, noisy: Tensor) -> Tensor:
+        offset, self.offset = self.offset, 0.0
+        return noisy + self.bias + offset
+
+
+def _train_as_one_of_two(rank: int, folder: str, source: PatchSource, config: RetrainConfig) -> None:
+    os.environ["GLOO_SOCKET_IFNAME"] = "lo"
+    torch.distributed.init_process_group("gloo", init_method=f"file://{folder}/group", rank=rank, world_size=2)
+    trainer = Trainer(
+        _OnceInfinite(is_bad=rank == 1), source, config, prior=None, seed=0, device=CPU, rank=rank, num_workers=2,
+        wrap=nn.parallel.DistributedDataParallel,
+    )  # fmt: skip
+    metrics = trainer.run_epoch()
+    torch.save({"metrics": metrics, "bias": trainer.network.bias.detach()}, f"{folder}/{rank}.pt")
+    torch.distributed.destroy_process_group()
+
+
+@pytest.mark.slow
+def test_a_step_that_is_bad_for_one_worker_is_skipped_by_all(
+    source: PatchSource, config: RetrainConfig, tmp_path: Path
+) -> None:
+    torch.multiprocessing.spawn(_train_as_one_of_two, (str(tmp_path), source, config), nprocs=2)
+    one, other = (torch.load(tmp_path / f"{rank}.pt") for rank in range(2))
+    assert one["metrics"]["num_bad_steps"] == other["metrics"]["num_bad_steps"] == 1
+    assert one["metrics"]["loss"] == pytest.approx(other["metrics"]["loss"])
+    assert torch.equal(one["bias"], other["bias"]) and one["bias"].abs().max() > 0
 
 
 def test_adam_starts_anew_when_distillation_ends(make_trainer: Any, quick_prior: Any) -> None:
