@@ -30,6 +30,7 @@ from typing import Any
 from common import print_table, write_result
 
 from pipeline.checkpoint import load_checkpoint, load_weights
+from pipeline.cluster import _ENVIRONMENT, _LOCAL_ENVIRONMENT
 from pipeline.records import read_records
 from pipeline.tracking import MlflowClient
 from search_space import Genotype
@@ -55,9 +56,10 @@ PROCESSES = {
     ("collect", "worker"): ("ray::ResourceTrainable", "ray::CollectionTrial"),  # a trial at work, and one that waits
 }
 MAX_TRIES = 4  # of the command after its first
-ENVIRONMENT = {"OMP_NUM_THREADS": "1", "RAY_USAGE_STATS_ENABLED": "0", "RAY_AUTH_MODE": "disabled",
-               "RAY_TRAIN_V2_ENABLED": "1", "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
-               "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false", "MLFLOW_DISABLE_TELEMETRY": "true"}  # fmt: skip
+# A cluster of machines is reached from outside: it refuses whoever lacks this token, which the commands have.
+ENVIRONMENT = _ENVIRONMENT | _LOCAL_ENVIRONMENT | {
+    "OMP_NUM_THREADS": "1", "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false", "MLFLOW_DISABLE_TELEMETRY": "true",
+}  # fmt: skip
 
 
 @dataclass

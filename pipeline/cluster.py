@@ -5,6 +5,7 @@ Called by every command that distributes work. Ray's usage statistics are off in
 
 import logging
 import os
+import secrets
 import shutil
 import socket
 import tempfile
@@ -26,10 +27,12 @@ _ENVIRONMENT = {
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
     "RAY_DEDUP_LOGS": "0",
 }
-# No token file written for a cluster that lives for one command; whoever joins another one brings its token.
-_LOCAL_ENVIRONMENT = {"RAY_AUTH_MODE": "disabled"}
+# The secret of a cluster that lives for one command: no file is written, and other users of the machine do not know it.
+# Whoever joins another cluster brings its token.
+_LOCAL_ENVIRONMENT = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(32)}
 _CONNECT_SECONDS = 5.0
-_FOLDER_PREFIX = "nas-ray-"  # followed by the driver's process id
+_FOLDER_PREFIX = "nas-ray-"  # followed by the id of the process that the folder belongs to
+_logger = logging.getLogger(__name__)
 
 
 def cluster_address(config: RayConfig) -> str | None:
@@ -92,13 +95,14 @@ def _initialised(config: RayConfig, address: str | None) -> Iterator[None]:
         except (ConnectionError, RuntimeError, ValueError) as error:
             raise ConnectionError(f"no Ray cluster at `ray.address` {address!r}: {error}") from error
         try:
+            _tell_of_missing_gpus(config)
             yield
         finally:
             ray.shutdown()
         return
-    root = Path("/tmp") if Path("/tmp").is_dir() else Path(tempfile.gettempdir())  # Ray's socket names must be short
-    _sweep(root)
-    folder = Path(tempfile.mkdtemp(prefix=f"{_FOLDER_PREFIX}{os.getpid()}-", dir=root))
+    _sweep(_temporary_root())
+    folder = own_folder()
+    _read_environment_again()
     try:
         with warnings.catch_warnings(), patient_processes(), _loopback() as address_of_node:
             warnings.simplefilter("ignore")  # Ray's own notices about its defaults
@@ -115,6 +119,24 @@ def _initialised(config: RayConfig, address: str | None) -> Iterator[None]:
     finally:
         ray.shutdown()
         shutil.rmtree(folder, ignore_errors=True)
+
+
+def _read_environment_again() -> None:
+    """Let Ray see `_LOCAL_ENVIRONMENT`, which it has looked for already where something imported it before."""
+    from ray._raylet import Config  # type: ignore[attr-defined]  # compiled, and the checker sees less of it
+
+    Config.initialize("")
+
+
+def _tell_of_missing_gpus(config: RayConfig) -> None:
+    """Warn of a cluster without GPUs for parts that ask for some; Ray does not tell which machines may yet come."""
+    import ray
+
+    if config.gpus_per_part > 0 and not ray.cluster_resources().get("GPU"):
+        _logger.warning(
+            "the cluster has no GPU at present, `ray.gpus_per_part` is %g: part searches wait for a machine with one",
+            config.gpus_per_part,
+        )
 
 
 @contextmanager
@@ -144,8 +166,17 @@ def driver_queue() -> Any:
     return Queue(actor_options={"num_cpus": 0, "scheduling_strategy": here})
 
 
+def own_folder() -> Path:
+    """Make a temporary folder of this process; where it is killed, the next local Ray's command removes it."""
+    return Path(tempfile.mkdtemp(prefix=f"{_FOLDER_PREFIX}{os.getpid()}-", dir=_temporary_root()))
+
+
+def _temporary_root() -> Path:
+    return Path("/tmp") if Path("/tmp").is_dir() else Path(tempfile.gettempdir())  # Ray's socket names must be short
+
+
 def _sweep(root: Path) -> None:
-    """Remove the folders of our local clusters whose driver was killed."""
+    """Remove the folders of our processes that were killed."""
     for folder in root.glob(f"{_FOLDER_PREFIX}*-*"):
         pid = folder.name.removeprefix(_FOLDER_PREFIX).partition("-")[0]
         if pid.isdigit() and not _is_alive(int(pid)):

@@ -34,6 +34,7 @@ DEATHS = (
     ray.exceptions.NodeDiedError,
     ray.exceptions.ObjectLostError,
 )
+_MOST_UNREAD = 4  # news of a part, each with a checkpoint; it waits then, or they would fill the object store
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -198,7 +199,7 @@ class PartActor:
         self.part_index = part_index
         self.cpu_before = 0.0
 
-    @ray.method(num_returns="streaming")
+    @ray.method(num_returns="streaming", _generator_backpressure_num_objects=_MOST_UNREAD)
     def run(
         self, job: PartJob, inputs: SearchInputs, initial_weights: Sequence[dict[str, Tensor]] | None = None
     ) -> Iterator[PartNews]:

@@ -31,7 +31,7 @@ from torch import Tensor
 
 from latency import keep_freed_memory
 from pipeline.checkpoint import load_checkpoint, restoring, save_checkpoint
-from pipeline.cluster import driver_queue, load_op_files, read_op_files
+from pipeline.cluster import driver_queue, load_op_files, own_folder, read_op_files
 from pipeline.config import Config
 from pipeline.data.distilled import training_patches
 from pipeline.priors import load_prior
@@ -43,13 +43,19 @@ _STATE_FILE = "state.pt"
 _LOOPBACK = "lo0" if sys.platform == "darwin" else "lo"
 
 
+class _NoBackend(Backend):
+    """Prepares nothing, but lets the workers of a machine see each other's GPUs, which NCCL goes through."""
+
+    share_cuda_visible_devices = True
+
+
 class _NoProcessGroup(ray.train.torch.TorchConfig):
     """Leaves the process group to `train_worker`: Ray's listens on all interfaces, for a worker alone too."""
 
     @property
     def backend_cls(self) -> type[Backend]:
-        """What Ray does to the workers before they train: nothing."""
-        return Backend
+        """What Ray does to the workers before they train."""
+        return _NoBackend
 
 
 def retrain(
@@ -94,7 +100,6 @@ def retrain(
             "inherited": None if inherited is None else ray.put(inherited),
             "op_sources": read_op_files(config.space.op_files),
             "queue": queue,
-            "is_one_node": place is not None,
         },
         torch_config=_NoProcessGroup(),
         scaling_config=ray.train.ScalingConfig(
@@ -155,7 +160,7 @@ def train_worker(settings: dict[str, Any]) -> str | None:
     context = ray.train.get_context()
     rank, num_workers = context.get_world_rank(), context.get_world_size()
     device = ray.train.torch.get_device()
-    with _process_group(rank, num_workers, device, is_one_node=settings["is_one_node"]):
+    with _process_group(rank, num_workers, device, is_one_node=context.get_local_world_size() == num_workers):
         return _train(settings, rank, num_workers, device)
 
 
@@ -207,13 +212,16 @@ def _train(settings: dict[str, Any], rank: int, num_workers: int, device: torch.
 
 @contextmanager
 def _process_group(rank: int, num_workers: int, device: torch.device, *, is_one_node: bool) -> Iterator[None]:
-    """Join the workers: on one node by a file and loopback, on several over the network. One alone opens nothing."""
+    """Join the workers: on one node by a file and loopback, on several over the network. One alone opens nothing.
+
+    Over the network torch listens on all interfaces and asks for no token.
+    """
     if num_workers == 1:
         yield
         return
     place = None
     if rank == 0 and is_one_node:
-        place = f"file://{tempfile.mkdtemp(prefix='nas-workers-')}/group"
+        place = f"file://{own_folder()}/group"
     elif rank == 0:
         with socket.socket() as free:
             free.bind(("", 0))

@@ -39,6 +39,9 @@ class Trainer:
             depend on their number.
         max_seconds: train for so long instead of `num_epochs`; the schedule follows the clock. For comparisons at equal
             time; results then depend on the machine.
+
+    Raises:
+        ValueError: `device` is none that torch sees.
     """
 
     def __init__(
@@ -55,6 +58,8 @@ class Trainer:
         num_workers: int = 1,
         max_seconds: float | None = None,
     ) -> None:
+        if device.type == "cuda" and not torch.cuda.is_available():
+            raise ValueError("`device` is cuda, but torch sees no CUDA device")
         self.network = network.to(device, memory_format=torch.channels_last).train()  # type: ignore[call-overload]
         self.source = source
         self.config = config

@@ -150,10 +150,12 @@ def _walk(client: Client) -> None:
 
     client.ray("submit", "pipeline/cli.py", "--", "collect", "--config", "tiny", "--output", "runs/many", "--num", "2",
                "--random", "1", _ONE_PART_PER_HOST)  # fmt: skip
-    client.ray("exec", "ray job submit -- denoise-nas evaluate runs/tiny")
+    client.ray("exec", "ray job submit -- denoise-nas run --config tiny --output runs/job "
+               "latency.table=phone.parquet latency.device_name=phone")  # fmt: skip
 
     client.ray("rsync-down", "~/runs/", f"{Path.home()}/runs/")
     client.ray("rsync-down", "~/tracking/", f"{Path.home()}/tracking/")
+    client.run("denoise-nas", "analyze", f"{Path.home()}/runs/many")
     _check_results(Path.home())
     client.ray("down", "--yes")
     for host in client.hosts:
@@ -183,8 +185,10 @@ phone.save(home / "phone.parquet")
 
 
 def _check_results(home: Path) -> None:
-    """Check what came home: a run, a collection and the tracking server's database."""
-    summary = json.loads((home / "runs/tiny/summary.json").read_text())
+    """Check what came home: two runs, a collection, what `analyze` made of it, and the tracking server's database."""
+    summary, of_job = (json.loads((home / f"runs/{name}/summary.json").read_text()) for name in ("tiny", "job"))
+    _promise(of_job["genotype_id"] == summary["genotype_id"], f"the same found by a job, got {of_job['genotype_id']}")
+    _promise((home / "runs/many/study/report.html").exists(), "a report of the collection")
     _promise(summary["predicted_device"] == "phone", f"priced for the phone, got {summary['predicted_device']}")
     ratio = summary["predicted_latency_ms"] / summary["measured_latency_ms"]
     _promise(ratio > 100, f"the phone's prices to be used, got {ratio:.1f} times the host's")
@@ -198,7 +202,7 @@ def _check_results(home: Path) -> None:
             "SELECT key, MIN(value) FROM metrics WHERE key LIKE 'part_/expected_cost' GROUP BY key"
         )
         expected = dict(costs.fetchall())
-    _promise(statuses == ["FINISHED"] * 5, f"a run and a collection of three recorded and finished, got {statuses}")
+    _promise(statuses == ["FINISHED"] * 6, f"two runs and a collection of three recorded and finished, got {statuses}")
     _promise(
         len(expected) == 3 and min(expected.values()) > 10, f"every part to see the phone's prices, got {expected}"
     )

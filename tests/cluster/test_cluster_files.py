@@ -12,7 +12,7 @@ from ray.autoscaler._private.util import prepare_config, validate_config
 REPOSITORY = Path(__file__).resolve().parents[2]
 FILES = ("ray_cluster.yaml", "docs/cluster-cloud.yaml")
 EDITED = ("provider", "auth", "cluster_name", "max_workers", "idle_timeout_minutes", "available_node_types",
-          "head_node_type")  # fmt: skip
+          "head_node_type", "initialization_commands")  # fmt: skip
 
 
 def load(name: str) -> dict[str, Any]:
@@ -50,6 +50,21 @@ def test_workers_with_gpus_come_and_go_in_the_cloud() -> None:
     workers = cluster["available_node_types"]["gpu"]
     assert workers["min_workers"] == 0 < workers["max_workers"] <= cluster["max_workers"]
     assert workers["resources"]["GPU"] == 1
+
+
+def test_images_in_the_cloud_are_named_by_their_users() -> None:
+    """Ray's default is a system whose Python is too old."""
+    lines = (REPOSITORY / "docs/cluster-cloud.yaml").read_text(encoding="utf-8").splitlines()
+    edited = [line for line in lines if "# edit: " in line]
+    assert len(edited) == len(load("docs/cluster-cloud.yaml")["available_node_types"])
+    assert all(re.search(r"ImageId: ami-\w+  # edit: .*Ubuntu\b.* 24\.04", line) for line in edited)
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_the_settings_of_the_tracking_server_are_for_their_owner(name: str) -> None:
+    """They may hold a password."""
+    (command,) = [c for c in load(name)["head_setup_commands"] if "> ~/tracking/environment" in c]
+    assert command.startswith("umask 077; ")
 
 
 def test_the_files_differ_in_machines_alone() -> None:

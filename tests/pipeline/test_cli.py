@@ -122,7 +122,7 @@ def test_images_too_small_for_a_patch_give_one_line(
     (tmp_path / "data").mkdir()
     write_image(tmp_path / "data" / "small.png", images[0][:20])
     line = fail(capsys, "search", "--config", "quick", f"data.training={tmp_path / 'data'}")
-    assert re.search(r"image .*small\.png is 64x20, smaller than the patch size 48", line)
+    assert re.search(r"image .*small\.png must have at least 48 pixels on both sides, got 64x20", line)
 
 
 def test_test_sets_of_an_experiment_are_read_before_it_begins(

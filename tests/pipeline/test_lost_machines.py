@@ -30,13 +30,14 @@ from pipeline.data.patches import noisy_patches
 from pipeline.priors import load_prior
 from pipeline.retrain import retrain
 from pipeline.run import open_run
+from pipeline.settings import RayConfig
 from pipeline.training import Trainer
 from search_space import Genotype, SearchSpace, build_network, sample_genotype
 
 pytestmark = [pytest.mark.slow, pytest.mark.ray]
 
 MARK = f"DENOISE_NAS_LOST={uuid.uuid4()}"  # in the environment of all processes of the cluster
-MEMORY = 100 * 2**20
+NODE = {"object_store_memory": 100 * 2**20, "node_ip_address": "127.0.0.1"}
 
 
 @pytest.fixture(scope="module")
@@ -49,15 +50,33 @@ def machines() -> Iterator[Cluster]:
         patch.setenv(*MARK.split("="))
         patch.setenv("RAY_TMPDIR", str(folder))  # where the cluster notes its address
         (folder / "ray").mkdir()
-        head = {"num_cpus": 0, "object_store_memory": MEMORY, "temp_dir": str(folder), "include_dashboard": False}
-        machines = Cluster(initialize_head=True, head_node_args=head)
-        for _ in range(2):
-            machines.add_node(num_cpus=2, object_store_memory=MEMORY)
-        ray.init(address=machines.address, log_to_driver=False)
+        cluster._read_environment_again()
+        with cluster._loopback() as address:
+            machines = Cluster(
+                initialize_head=True,
+                head_node_args=NODE | {"num_cpus": 0, "temp_dir": str(folder), "include_dashboard": False},
+            )
+            for _ in range(2):
+                machines.add_node(num_cpus=2, **NODE)
+            ray.init(address=machines.address, log_to_driver=False, _node_ip_address=address)
         yield machines
         ray.shutdown()
         machines.shutdown()
     shutil.rmtree(folder, ignore_errors=True)
+
+
+@pytest.mark.usefixtures("machines")
+def test_a_cluster_on_loopback_listens_there_alone(listens_beyond_loopback: Callable[[int], bool]) -> None:
+    assert not listens_beyond_loopback(os.getpid())
+
+
+@pytest.mark.usefixtures("machines")
+def test_gpus_that_a_cluster_lacks_are_told_of(caplog: pytest.LogCaptureFixture) -> None:
+    for share in (0.0, 0.5):
+        assert not caplog.records
+        cluster._tell_of_missing_gpus(RayConfig(gpus_per_part=share))
+    (message,) = caplog.messages
+    assert message.startswith("the cluster has no GPU at present, `ray.gpus_per_part` is 0.5: part searches wait")
 
 
 def test_a_retraining_whose_worker_is_killed_repeats_no_finished_epoch(
@@ -132,7 +151,8 @@ def test_a_search_whose_machine_is_gone_goes_on_at_another(
 def test_a_collection_whose_machine_is_gone_goes_on_at_another(
     machines: Cluster, tmp_path: Path, processes: Callable[[tuple[str, ...], str], list[int]]
 ) -> None:
-    machines.add_node(num_cpus=2, object_store_memory=MEMORY)  # the test before lost one
+    with cluster._loopback():
+        machines.add_node(num_cpus=2, **NODE)  # the test before lost one
 
     def collected(name: str) -> str:
         config = load_config("tiny", ["search.num_epochs=40", "ray.cpus_per_part=0.3", "collect.shared_steps=6",

@@ -1,13 +1,15 @@
-"""Searches for a device that is not the machine they run on."""
+"""Searches for a device that is not the machine they run on, and on one that has no GPU while its cluster does."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import torch
 
 from latency import DeviceInfo, LatencyTable, Timing
 from pipeline.config import load_config
 from pipeline.run import Run, open_run
-from search_space import space_op_specs
+from search_space import SearchSpace, build_network, sample_genotype, space_op_specs
 
 PHONE = DeviceInfo(
     device_type="cpu", device_name="Pocket 7", capability="NEON", machine="aarch64", num_threads=4, dtype="float32",
@@ -56,3 +58,22 @@ def test_a_named_device_is_never_priced_on_this_one(tmp_path: Path) -> None:
 def test_a_named_device_needs_a_table() -> None:
     with pytest.raises(ValueError, match=r"`latency\.table` must be a file when latency\.device_name is set"):
         load_config("tiny", ["latency.device_name=Pocket 7"])
+
+
+@pytest.mark.slow
+def test_the_head_of_a_cluster_needs_no_gpu_itself(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It gives the GPU work away, and evaluates on its processor."""
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    settings = ["device=cuda", f"output={tmp_path / 'run'}", "ray.gpus_per_part=1", "evaluate.image_size=64"]
+    with pytest.raises(ValueError, match="`device` is cuda, but torch sees no CUDA device"):
+        open_run(load_config("tiny", settings))
+    with pytest.raises(ValueError, match=r"`ray\.gpus_per_part` must be above 0 on a cluster"):
+        open_run(load_config("tiny", [*settings, "ray.address=10.0.0.1:6379", "ray.gpus_per_part=0"]))
+    run = open_run(load_config("tiny", [*settings, "ray.address=10.0.0.1:6379"]))
+    space = SearchSpace(num_channels=16, num_resolutions=1, num_layers=1, candidate_ops=("conv_d1",))
+    network = build_network(sample_genotype(space, generator=torch.Generator().manual_seed(0)))
+    small = {name: image[:64, :64] for name, image in run.validation_images.items()}
+    results = replace(run, validation_images=small).evaluate(network, None)
+    assert results["psnr_db"]["prior"] > results["psnr_db"]["noisy"]
+    assert next(run.prior.parameters()).device.type == "cpu"

@@ -67,6 +67,7 @@ def ray_local() -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         for name, value in (cluster._ENVIRONMENT | cluster._LOCAL_ENVIRONMENT).items():
             patch.setenv(name, value)
+        cluster._read_environment_again()
         with cluster._loopback() as address:
             ray.init(num_cpus=4, num_gpus=1, include_dashboard=False, log_to_driver=False, _temp_dir=str(folder),
                      object_store_memory=100 * 1024**2, _node_ip_address=address)  # fmt: skip
@@ -110,23 +111,28 @@ def test_training_goes_on_with_other_numbers_of_workers(
     monkeypatch.setattr(ray.train, "FailureConfig", partial(_no_second_try, ray.train.FailureConfig))
     armed, broken = tmp_path / "armed", tmp_path / "broken"
     epochs: list[tuple[int, float]] = []
+    is_open: list[bool] = []
 
     def log(epoch: int, metrics: dict[str, float]) -> None:
         epochs.append((epoch, metrics["loss"]))
+        is_open.append(listens_beyond_loopback(os.getpid()))
         broken.touch()
-        assert not listens_beyond_loopback(os.getpid())
 
-    def train(num_workers: int) -> dict[str, torch.Tensor]:
+    def train(num_workers: int, storage_path: Path | None = None) -> dict[str, torch.Tensor]:
         broken.unlink(missing_ok=True)
         config = tiny(failing, num_workers)
+        if storage_path is not None:
+            config = config.with_settings({"ray.storage_path": str(storage_path)})
         return retrain(config, genotype, images, inherited=None, folder=tmp_path / "train", log=log)
 
     armed.touch()
     for num_workers in failing_workers:
         with pytest.raises(RuntimeError, match="the power is gone"):
             train(num_workers)
+        assert is_open and not any(is_open)
     armed.unlink()
-    weights = train(2)
+    weights = train(2, tmp_path / "train")
+    assert not any(is_open), "not even where workers might be on several machines"
     assert [epoch for epoch, _ in sorted(set(epochs))] == [1, 2, 3], "an epoch is told again, but not done twice"
     config = tiny(failing, 1)
     torch.manual_seed(config.seed)

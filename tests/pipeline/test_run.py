@@ -58,6 +58,18 @@ def test_a_local_ray_listens_on_loopback_alone(listens_beyond_loopback: Callable
     assert not listens_beyond_loopback(os.getpid())
 
 
+@pytest.mark.parametrize(("token", "is_let_in"), [(None, False), ("0" * 64, False), ("own", True)])
+def test_a_local_ray_lets_nobody_in_who_lacks_its_token(token: str | None, is_let_in: bool) -> None:
+    script = "import sys; from ray._raylet import GcsClient; GcsClient(address=sys.argv[1]).get_all_node_info()"
+    environment = {"own": {}, None: {"RAY_AUTH_MODE": "disabled"}}.get(token, {"RAY_AUTH_TOKEN": token})
+    entered = subprocess.run(
+        [sys.executable, "-c", script, ray.get_runtime_context().gcs_address], env=os.environ | environment,
+        capture_output=True, text=True,
+    )  # fmt: skip
+    assert (entered.returncode == 0) == is_let_in
+    assert ("InvalidAuthToken" in entered.stderr) == (not is_let_in)
+
+
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory: pytest.TempPathFactory, ray_cluster: None) -> Path:
     """The folder of a finished tiny run, made by the command."""
@@ -263,6 +275,27 @@ def test_a_part_on_another_disk_sends_its_checkpoint_and_goes_on_from_the_one_it
     assert all(told.news.is_told_again and not told.checkpoint for told in again)
     ray.kill(actor)
     assert same_end.news.part == end.news.part == genotype_of(finished).parts[1]
+
+
+def test_a_part_whose_news_nobody_reads_waits_after_some(finished: Path, tmp_path: Path) -> None:
+    """Its checkpoints would fill the object store; as soon as they are read it goes on to its end."""
+    config = load_config(str(finished / "config.yaml"), ["search.num_epochs=20"])
+    run = open_run(replace(config, output=str(tmp_path / "run")))
+    costs = search_inputs.cost_models(config, run.space, run.latency_table().__getitem__)
+    shared = ray.put(search_inputs.prepare_inputs(config, run.prior, run.training_images))
+    job = part_actors.part_jobs(config, run.space, costs, checkpoint_folder=tmp_path)[1]
+    actor = part_actors.start_part_actor(config, 1)
+    unread = actor.run.remote(job, shared)
+
+    def num_epochs() -> int:
+        return len(load_checkpoint(tmp_path / "part1.pt")["history"]) if (tmp_path / "part1.pt").exists() else 0
+
+    wait_until(lambda: num_epochs() == part_actors._MOST_UNREAD, seconds=60, what="the first epochs")
+    time.sleep(2)
+    assert num_epochs() == part_actors._MOST_UNREAD
+    told = [ray.get(news).news for news in unread]
+    ray.kill(actor)
+    assert [epoch.epoch for epoch in told[:-1]] == list(range(1, 21))
 
 
 def test_retraining_that_does_not_fit_on_this_node_says_what_to_set(

@@ -179,6 +179,12 @@ def test_an_epoch_without_a_finite_loss_ends_the_training(make_trainer: Any) -> 
         make_trainer(Broken()).run_epoch()
 
 
+def test_a_device_that_torch_does_not_see_is_named(make_trainer: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    with pytest.raises(ValueError, match="`device` is cuda, but torch sees no CUDA device"):
+        make_trainer(device=torch.device("cuda"))
+
+
 def test_workers_share_the_batch(make_trainer: Any) -> None:
     sizes = []
 
