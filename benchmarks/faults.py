@@ -29,6 +29,7 @@ from typing import Any
 
 from common import print_table, write_result
 
+from ops.files import partial_files
 from pipeline.checkpoint import load_checkpoint, load_weights
 from pipeline.cluster import _ENVIRONMENT, _LOCAL_ENVIRONMENT
 from pipeline.records import read_records
@@ -278,7 +279,7 @@ def compare(case: Case, folder: Path, reference: Path, uri: str) -> None:
     """Fill in what is on disk and in MLflow at the end, beside the undisturbed command."""
     client = MlflowClient(uri)
     run_id = (folder / "mlflow_run_id").read_text().strip()
-    case.partial_files += damaged(folder) + len([p for p in folder.rglob(".*.*") if p.suffix[1:].isdigit()])
+    case.partial_files += damaged(folder) + len(partial_files(folder))
     if case.command == "run":
         case.same_genotype = Genotype.load(folder / "genotype.json") == Genotype.load(reference / "genotype.json")
         wanted = {(f"part{i}/l_dp_weights", e) for i in range(3) for e in range(1, SEARCH_EPOCHS + 1)}

@@ -83,7 +83,8 @@ class CountingClient:
 def measure_tracking(config: Config, space: SearchSpace, num: int) -> dict[str, Any]:
     with tempfile.TemporaryDirectory() as folder:
         tracking = CollectionTracking(Path(folder), f"sqlite:///{folder}/mlflow.db", config)
-        tracking.parent._client = client = CountingClient(tracking.parent._client)
+        tracker = tracking.reach()
+        tracker._client = client = CountingClient(tracker._client)
         records = [make_record(space, index) for index in range(num + 2)]
         tracking.send(records[:2])  # the first ones import what draws
         client.calls.clear()

@@ -6,7 +6,7 @@ Used by genotypes, latency tables and whatever `pipeline` writes; it stands in t
 import os
 import re
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 _PARTIAL = re.compile(r"\..+\.(\d{1,7})\.nas-partial(\.[^.]*)?")  # names that `written_beside` writes under, by process
@@ -45,6 +45,19 @@ def naming_file(path: Path) -> Iterator[None]:
         raise OSError(error.errno, f"{reason}; mend that and the same command goes on", str(path)) from error
 
 
+def write_atomically(path: Path | str, content: str | bytes) -> None:
+    """Write text or bytes so that `path` never holds half of it."""
+    with written_beside(path) as beside:
+        beside.write_bytes(content.encode("utf-8") if isinstance(content, str) else content)
+
+
+def remove_partial_files(folder: Path) -> None:
+    """Remove what processes that are gone left half written in `folder` and below."""
+    for path in partial_files(folder):
+        with suppress(OSError):  # of another user, or another command tidies too
+            path.unlink()
+
+
 def partial_files(folder: Path) -> list[Path]:
     """Return what is half written in `folder` and below by processes that are gone."""
     return [path for path in folder.rglob(".*.nas-partial*") if _is_left(path)]
@@ -52,10 +65,11 @@ def partial_files(folder: Path) -> list[Path]:
 
 def _is_left(path: Path) -> bool:
     match = _PARTIAL.fullmatch(path.name)
-    return match is not None and path.is_file() and not _is_alive(int(match[1]))
+    return match is not None and path.is_file() and not is_alive(int(match[1]))
 
 
-def _is_alive(pid: int) -> bool:
+def is_alive(pid: int) -> bool:
+    """Tell whether this machine has a process of that id."""
     try:
         os.kill(pid, 0)
     except ProcessLookupError:

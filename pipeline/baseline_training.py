@@ -11,8 +11,8 @@ from typing import Any
 import torch
 import yaml
 
+from ops.files import write_atomically
 from pipeline.baselines import build_baseline, list_baselines, save_baseline
-from pipeline.checkpoint import write_atomically
 from pipeline.data.distilled import training_patches
 from pipeline.run import Run
 from pipeline.training import Trainer, train_to_the_end

@@ -8,7 +8,7 @@ import io
 import warnings
 import zipfile
 from collections.abc import Callable, Collection, Iterator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -18,23 +18,9 @@ from safetensors.torch import load_file
 from safetensors.torch import save as to_bytes
 from torch import Tensor, nn
 
-from ops.files import naming_file as naming_file
-from ops.files import partial_files, written_beside
+from ops.files import written_beside
 
 ModuleT = TypeVar("ModuleT", bound=nn.Module)
-
-
-def remove_partial_files(folder: Path) -> None:
-    """Remove what processes that are gone left half written in `folder` and below."""
-    for path in partial_files(folder):
-        with suppress(OSError):  # of another user, or another command tidies too
-            path.unlink()
-
-
-def write_atomically(path: Path | str, content: str | bytes) -> None:
-    """Write text or bytes so that `path` never holds half of it."""
-    with written_beside(path) as beside:
-        beside.write_bytes(content.encode("utf-8") if isinstance(content, str) else content)
 
 
 def save_checkpoint(path: Path | str, state: dict[str, Any]) -> None:

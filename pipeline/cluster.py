@@ -15,6 +15,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
+from ops.files import is_alive
 from pipeline.settings import RayConfig
 from pipeline.time_slice import patient_processes
 
@@ -179,20 +180,10 @@ def _sweep(root: Path) -> None:
     """Remove the folders of our processes that were killed."""
     for folder in root.glob(f"{_FOLDER_PREFIX}*-*"):
         pid = folder.name.removeprefix(_FOLDER_PREFIX).partition("-")[0]
-        if pid.isdigit() and not _is_alive(int(pid)):
+        if pid.isdigit() and not is_alive(int(pid)):
             with suppress(OSError):  # of another user, or another command tidies too
                 if folder.stat().st_uid == os.getuid():
                     shutil.rmtree(folder, ignore_errors=True)
-
-
-def _is_alive(pid: int) -> bool:
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    except PermissionError:
-        pass
-    return True
 
 
 def _reach(address: str) -> None:

@@ -21,7 +21,8 @@ from ray.util.queue import Queue
 from torch import Tensor
 
 from latency import LatencyTable, keep_freed_memory
-from pipeline.checkpoint import load_metadata, load_weights, save_weights, write_atomically
+from ops.files import write_atomically
+from pipeline.checkpoint import load_metadata, load_weights, save_weights
 from pipeline.cluster import driver_queue, load_op_files, read_op_files
 from pipeline.config import Config
 from pipeline.plain import hash_of

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from pipeline.checkpoint import write_atomically
+from ops.files import write_atomically
 from pipeline.config import Config
 from pipeline.priors import NUM_PARTS
 from pipeline.records import Record
@@ -25,7 +25,7 @@ COLUMNS = (
 )  # fmt: skip
 
 
-class CollectionTracking:
+class CollectionTracking(FolderRun):
     """The parent run of a collection and what its children hold already.
 
     The server of a collection that goes on may be away: it is asked when something is sent.
@@ -41,27 +41,21 @@ class CollectionTracking:
     """
 
     def __init__(self, folder: Path, uri: str, config: Config) -> None:
-        self._folder = folder
         self._uri = uri
         self._config = config
         self._unsent = folder / UNSENT_FILE
         self._sent: dict[str, tuple[str, bool]] = {}
-        self._tracked = FolderRun(folder, self._open)
-
-    @property
-    def parent(self) -> Tracker:
-        """The parent run; an error of `FolderRun.reach` while its server is away."""
-        return self._tracked.reach()
+        super().__init__(folder)
 
     @property
     def link(self) -> str:
         """The page of all architectures of the collection, best first, without the server's address."""
-        parent = self.parent
+        parent = self.reach()
         return f"/#/experiments/{parent.experiment_id}/runs?viewStateShareKey={parent.run_id}"
 
     def send(self, records: Sequence[Record]) -> int:
         """Send the records that MLflow lacks; return how many."""
-        parent = self.parent
+        parent = self.reach()
         num_sent = 0
         for record in records:
             run_id, is_finished = self._sent.get(record["key"], (None, False))
@@ -73,7 +67,7 @@ class CollectionTracking:
     def end(self, records: Sequence[Record]) -> int:
         """Send the records that MLflow lacks, write the collection's totals and end the parent run; return how many."""
         num_sent = self.send(records)
-        parent = self.parent
+        parent = self.reach()
         searched = [record for record in records if record["origin"] == "searched"]
         parent.log_metrics(
             {
@@ -131,7 +125,7 @@ def track_study(folder: Path, uri: str, config: Config, files: Sequence[Path]) -
         ConnectionError: the server does not answer.
         TrackingError: it does not have the run, or refuses.
     """
-    parent = CollectionTracking(folder, uri, config).parent
+    parent = CollectionTracking(folder, uri, config).reach()
     for path in files:
         parent.log_artifact(path, "study" if path.suffix == ".html" else f"study/{path.parent.name}")
     parent.end()

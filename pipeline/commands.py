@@ -31,7 +31,7 @@ def run_command(options: argparse.Namespace, console: Console) -> None:
 
     config = _config(options)
     summary_path = Path(config.output) / "summary.json"
-    with _opened(config, console) as run, ExitStack() as stack:
+    with _opened(config, console, searches=True) as run, ExitStack() as stack:
         if summary_path.exists():
             summary = _read_summary(summary_path)
             console.print(f"{run.folder} holds this run already, finished; its summary:", soft_wrap=True)
@@ -70,7 +70,7 @@ def search_command(options: argparse.Namespace, console: Console) -> None:
     from pipeline.cluster import ray_session
 
     config = _config(options)
-    with _opened(config, console) as run:
+    with _opened(config, console, searches=True) as run:
         table = run.latency_table() if config.search.cost == "latency" else None
         with ray_session(config.ray):
             genotype, parts = run.search(table)
@@ -122,7 +122,7 @@ def collect_command(options: argparse.Namespace, console: Console) -> None:
     for name in ("num", "random"):
         if getattr(options, name) < 0:
             raise ValueError(f"`--{name}` must be at least 0, got {getattr(options, name)}")
-    with _opened(config, console) as run, ExitStack() as stack:
+    with _opened(config, console, searches=True) as run, ExitStack() as stack:
         claim_collection(run.folder, config)  # before anything is tracked
         tracking = CollectionTracking(run.folder, config.tracking_uri, config)
         sender = stack.enter_context(tracking.sender())
@@ -317,12 +317,12 @@ def _load_denoiser(options: argparse.Namespace) -> Any:
 
 
 @contextmanager
-def _opened(config: Config, console: Console) -> Iterator[Any]:
+def _opened(config: Config, console: Console, *, searches: bool = False) -> Iterator[Any]:
     """Show progress, open the run and keep its folder from other commands."""
     from pipeline.run import locked, open_run
 
     with ProgressReport(console) as progress:
-        run = open_run(config, progress=progress)
+        run = open_run(config, searches=searches, progress=progress)
         with locked(run.folder):
             yield run
 

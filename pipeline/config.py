@@ -12,7 +12,7 @@ from typing import Any
 
 import yaml
 
-from pipeline.checkpoint import write_atomically
+from ops.files import write_atomically
 from pipeline.plain import from_plain, hash_of, set_dotted, to_plain
 from pipeline.settings import (
     DEVICES,

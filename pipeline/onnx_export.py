@@ -12,7 +12,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from pipeline.checkpoint import written_beside
+from ops.files import written_beside
 from search_space import network_macs, num_parameters
 
 _MAX_ERROR = 1e-3  # of a pixel in [0, 1]; float32 sums in another order differ by 1e-6 to 1e-5

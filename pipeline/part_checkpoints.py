@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import ray
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-from pipeline.checkpoint import write_atomically
+from ops.files import write_atomically
 
 if TYPE_CHECKING:
     from pipeline.part_actors import PartJob

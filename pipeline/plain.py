@@ -1,6 +1,6 @@
 """Settings as plain values: dataclasses to dictionaries and back, with errors that name the key.
 
-Called by `pipeline.config`, and by whoever identifies work by its settings.
+Called by `pipeline.config`, and by whoever identifies work by its settings, or shows them.
 """
 
 import dataclasses
@@ -9,6 +9,7 @@ import json
 import sys
 import types
 import typing
+from collections.abc import Iterator, Mapping
 from typing import Any, get_args, get_origin, get_type_hints
 
 
@@ -17,6 +18,15 @@ def to_plain(record: Any) -> Any:
     if dataclasses.is_dataclass(record):
         return {f.name: to_plain(getattr(record, f.name)) for f in dataclasses.fields(record)}
     return [to_plain(item) for item in record] if isinstance(record, tuple) else record
+
+
+def dotted(settings: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Yield nested settings with dotted names."""
+    for key, value in settings.items():
+        if isinstance(value, Mapping):
+            yield from dotted(value, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}", value
 
 
 def hash_of(settings: Any) -> str:

@@ -15,7 +15,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from pipeline.checkpoint import write_atomically, written_beside
+from ops.files import write_atomically, written_beside
 from search_space import DIRECTIONS, LEVELS, NUM_PARTS, WIDTHS, Genotype, SearchSpace, cell_op_specs, op_macs
 
 RECORD_SCHEMA_VERSION = 1

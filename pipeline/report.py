@@ -1,4 +1,4 @@
-"""What a person sees: progress of long work, and tables at the end. Called by `pipeline.commands` alone."""
+"""What a person sees: progress of long work, and tables at the end. Called by the commands and `pipeline.summary`."""
 
 import math
 import sys
@@ -56,8 +56,7 @@ def summary_table(summary: dict[str, Any]) -> Table:
     for column in ("", "noisy", "prior", "found network"):
         table.add_column(column, justify="left" if not column else "right")
     psnr, ssim = summary["psnr_db"], summary["ssim"]
-    decibels = (math.inf if psnr[key] is None else psnr[key] for key in ("noisy", "prior", "denoised"))  # of the file
-    table.add_row("PSNR, dB", *(f"{value:.2f}" for value in decibels))
+    table.add_row("PSNR, dB", *(decibels(psnr[key]) for key in ("noisy", "prior", "denoised")))
     table.add_row("SSIM", *(f"{ssim[key]:.4f}" for key in ("noisy", "prior", "denoised")))
     size = summary["latency_image_size"]
     table.add_row(
@@ -74,6 +73,11 @@ def summary_table(summary: dict[str, Any]) -> Table:
     table.caption = "seconds: " + ", ".join(f"{stage} {value:.0f}" for stage, value in seconds.items())
     table.caption_justify = "left"
     return table
+
+
+def decibels(psnr_db: float | None) -> str:
+    """Return a PSNR in words: what is infinite is null in files."""
+    return f"{math.inf if psnr_db is None else psnr_db:.2f}"
 
 
 def price_table(prices: LatencyTable) -> Table:

@@ -18,14 +18,8 @@ import numpy as np
 import torch
 
 from latency import DeviceInfo, LatencyTable, TimingRule, build_table, measure_network_ms, predict_latency_ms
-from pipeline.checkpoint import (
-    load_checkpoint,
-    remove_partial_files,
-    restoring,
-    save_checkpoint,
-    save_weights,
-    written_beside,
-)
+from ops.files import remove_partial_files, written_beside
+from pipeline.checkpoint import load_checkpoint, restoring, save_checkpoint, save_weights
 from pipeline.cluster import cluster_address, load_op_files, read_op_files
 from pipeline.config import Config
 from pipeline.data.images import TRAINING_PHOTOGRAPHS, VALIDATION_PHOTOGRAPHS
@@ -333,8 +327,16 @@ class Run:
         }
 
 
-def open_run(config: Config, *, progress: Progress = _no_progress, log: MetricLog = _no_log) -> Run:
+def open_run(
+    config: Config, *, searches: bool = False, progress: Progress = _no_progress, log: MetricLog = _no_log
+) -> Run:
     """Check everything that a run needs before any work starts, and make its folder.
+
+    Args:
+        config: settings.
+        searches: parts will be searched, so that the training images must be divisible into two halves.
+        progress: called with (label, steps done, steps).
+        log: called with metrics and a step.
 
     Raises:
         FileNotFoundError: a data folder, prior or operator file is missing.
@@ -365,7 +367,8 @@ def open_run(config: Config, *, progress: Progress = _no_progress, log: MetricLo
         config.data.validation, photographs=VALIDATION_PHOTOGRAPHS, paired=paired, minimum_size=16,
         promote_grey=config.data.promote_grey, cache=config.data.cache, progress=progress,
     )  # fmt: skip
-    split_training_images(config, training)  # refuses what cannot be divided
+    if searches:
+        split_training_images(config, training)  # refuses what cannot be divided
     folder = Path(config.output)
     _claim_folder(folder, config)
     return Run(

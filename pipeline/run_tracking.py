@@ -12,7 +12,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
-from pipeline.checkpoint import naming_file, write_atomically
+from ops.files import naming_file, write_atomically
 from pipeline.config import Config
 from pipeline.run import Run
 from pipeline.sending import UNSENT_FILE, BackgroundSender, FolderRun
@@ -56,7 +56,7 @@ class Journal:
         return row
 
 
-class RunTracking:
+class RunTracking(FolderRun):
     """The MLflow run of a run's folder; use it as a context manager around the work.
 
     A server that goes away while the run works is one warning: what it misses is sent when it is back, at the latest
@@ -80,7 +80,7 @@ class RunTracking:
         self._sender: BackgroundSender[Row] = BackgroundSender(
             self._send, promise="the run goes on, its metrics stay on disk until they can be sent"
         )
-        self._tracked = FolderRun(run.folder, self._open)
+        super().__init__(run.folder)
         write_atomically(run.path(UNSENT_FILE), "the same command sends what MLflow lacks\n")
         for row in self._journal.rows:
             self._sender.add(row)
@@ -114,7 +114,7 @@ class RunTracking:
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
         self._sender.__exit__()
-        self._tracked.__exit__(kind, error, traceback)
+        super().__exit__(kind, error, traceback)
 
     def _open(self) -> Tracker:
         config = self._run.config
@@ -126,10 +126,10 @@ class RunTracking:
         return tracker
 
     def _send(self, rows: Sequence[Row]) -> None:
-        self._tracked.reach().log_history(rows)
+        self.reach().log_history(rows)
 
     def _end(self, summary: dict[str, Any] | None) -> None:
-        tracker = self._tracked.reach()
+        tracker = self.reach()
         if summary is not None:
             record_run(self._run, tracker, summary)
         tracker.end()

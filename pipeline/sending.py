@@ -6,6 +6,7 @@ nothing is lost here.
 
 import logging
 import threading
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import TracebackType
@@ -20,7 +21,7 @@ _SECONDS = 3.0  # between two attempts
 _logger = logging.getLogger(__name__)
 
 
-class FolderRun:
+class FolderRun(ABC):
     """The MLflow run of a folder: opened at once for new work, and when it is needed for work that goes on.
 
     So a server that is away stops nothing that began. Use it as a context manager: work that fails marks the run as
@@ -28,18 +29,21 @@ class FolderRun:
 
     Args:
         folder: of the work; remembers the run.
-        open_run: opens the run that the folder remembers, or a new one.
 
     Raises:
         ConnectionError: the server does not answer when work begins.
         TrackingError: the database, the server or the URI cannot be used when work begins.
     """
 
-    def __init__(self, folder: Path, open_run: Callable[[], Tracker]) -> None:
-        self._open_run = open_run
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
         self._tracker: Tracker | None = None
         if not (folder / RUN_ID_FILE).exists():
             self.reach()
+
+    @abstractmethod
+    def _open(self) -> Tracker:
+        """Open the run that the folder remembers, or a new one."""
 
     def reach(self) -> Tracker:
         """Return the run's tracker, quick to fail where no server answers.
@@ -49,7 +53,7 @@ class FolderRun:
             TrackingError: the run cannot be opened.
         """
         if self._tracker is None:
-            self._tracker = self._open_run()
+            self._tracker = self._open()
         self._tracker.reach()
         return self._tracker
 

@@ -13,7 +13,6 @@ from torch import Tensor
 
 from pipeline.data.part_data import PartData
 from pipeline.losses import feature_distance, is_good_step
-from pipeline.settings import SearchConfig
 from search_space import (
     DenoisingNetwork,
     Genotype,
@@ -37,7 +36,7 @@ def train_shared_supernet(
     learning_rate: float,
     seed: int,
     device: torch.device,
-    max_bad_steps: int = SearchConfig.max_bad_steps,
+    max_bad_steps: int,
     progress: Callable[[int, float | None], None] | None = None,
 ) -> dict[str, Tensor]:
     """Train the weights of one part with L_dp (Eq. 11) on D_w.

@@ -8,7 +8,8 @@ import math
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pipeline.checkpoint import write_atomically
+from ops.files import write_atomically
+from pipeline.report import decibels
 from pipeline.run import Run
 
 if TYPE_CHECKING:
@@ -21,7 +22,7 @@ ARTIFACTS = (
 
 def record_run(run: Run, tracker: "Tracker", summary: dict[str, Any]) -> None:
     """Send the final numbers and files of a run to its tracker."""
-    metrics = {
+    numbers = {
         "psnr_db": summary["psnr_db"]["denoised"],
         "psnr_db_prior": summary["psnr_db"]["prior"],
         "psnr_db_noisy": summary["psnr_db"]["noisy"],
@@ -29,11 +30,11 @@ def record_run(run: Run, tracker: "Tracker", summary: dict[str, Any]) -> None:
         "parameters_k": summary["num_parameters"] / 1e3,
         "gmacs": summary["macs"] / 1e9,
         "measured_latency_ms": summary["measured_latency_ms"],
+        "predicted_latency_ms": summary["predicted_latency_ms"],
         "seconds_total": summary["seconds"]["total"],
     }
-    metrics["predicted_latency_ms"] = summary["predicted_latency_ms"]
-    known = {name: value for name, value in metrics.items() if value is not None}
-    tracker.log_metrics(known, run.config.retrain.num_epochs)
+    metrics = {name: value for name, value in numbers.items() if value is not None}
+    tracker.log_metrics(metrics, run.config.retrain.num_epochs)
     tracker.set_description(_description(summary))
     tracker.rename(f"{summary['genotype_id']} {metrics['psnr_db']:.2f} dB {metrics['measured_latency_ms']:.1f} ms")
     for name in ARTIFACTS:
@@ -49,15 +50,11 @@ def _description(summary: dict[str, Any]) -> str:
         "Pictures among the artifacts: `genotype.svg` (the architecture), `comparison.png` (noisy, prior, denoised, "
         "clean).\n\n"
         "| | noisy | prior | found network |\n|---|---|---|---|\n"
-        f"| PSNR, dB | {_db(psnr['noisy'])} | {psnr['prior']:.2f} | {psnr['denoised']:.2f} |\n"
+        f"| PSNR, dB | {decibels(psnr['noisy'])} | {psnr['prior']:.2f} | {psnr['denoised']:.2f} |\n"
         f"| parameters, k | | {summary['prior_num_parameters'] / 1e3:.1f} | {summary['num_parameters'] / 1e3:.1f} |\n"
         f"| ms at {summary['latency_image_size']} px | | {summary['prior_latency_ms']:.1f} | "
         f"{summary['measured_latency_ms']:.1f} |\n"
     )
-
-
-def _db(value: float | None) -> str:
-    return "infinite" if value is None else f"{value:.2f}"
 
 
 def write_summary(folder: Path, summary: dict[str, Any]) -> None:

@@ -29,7 +29,8 @@ from mlflow import MlflowClient  # noqa: E402  the settings above come first
 from mlflow.entities import Experiment, Metric, Param, RunTag  # noqa: E402
 from mlflow.exceptions import MlflowException  # noqa: E402
 
-from pipeline.checkpoint import write_atomically  # noqa: E402
+from ops.files import write_atomically  # noqa: E402
+from pipeline.plain import dotted  # noqa: E402
 
 # Limits of MLflow's API, see mlflow.utils.validation.
 MAX_METRICS_PER_BATCH = 1000
@@ -163,7 +164,7 @@ class Tracker:
         Raises:
             TrackingError: a name is not allowed, or the run has another value for it, which MLflow never changes.
         """
-        entries = [Param(key, _shorten(str(value), MAX_PARAM_LENGTH)) for key, value in _flatten(params)]
+        entries = [Param(key, _shorten(str(value), MAX_PARAM_LENGTH)) for key, value in dotted(params)]
         with self._refusals("log the parameters of"):
             for batch in _batches(entries, MAX_PARAMS_PER_BATCH):
                 self._client.log_batch(self.run_id, params=batch)
@@ -353,14 +354,6 @@ def _resume(client: MlflowClient, run_id: str, *, run_name: str, experiment_id: 
         raise TrackingError(f"run {run_id} is in experiment {run.info.experiment_id}, not in {experiment_id}")
     client.update_run(run_id, status="RUNNING", name=run_name)
     client.log_batch(run_id, tags=[RunTag(key, value) for key, value in tags.items()])
-
-
-def _flatten(params: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    for key, value in params.items():
-        if isinstance(value, Mapping):
-            yield from _flatten(value, f"{prefix}{key}.")
-        else:
-            yield f"{prefix}{key}", value
 
 
 def _shorten(text: str, length: int) -> str:

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ops.files import written_beside
+from ops.files import write_atomically
 from search_space.space import WIDTHS, CellPosition, Direction, SearchSpace
 
 SCHEMA_VERSION = 1
@@ -154,8 +154,7 @@ class Genotype:
         Raises:
             OSError: the disk is full or the folder cannot be written; the message names `path`.
         """
-        with written_beside(path) as beside:
-            beside.write_text(self.to_json(), encoding="utf-8")
+        write_atomically(path, self.to_json())
 
     @classmethod
     def from_dict(cls, data: Any) -> "Genotype":

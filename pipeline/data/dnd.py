@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from pipeline.checkpoint import write_atomically, written_beside
+from ops.files import write_atomically, written_beside
 
 NUM_IMAGES, NUM_BOXES = 50, 20
 _VERSION = "1.0"

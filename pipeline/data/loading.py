@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 
-from pipeline.checkpoint import written_beside
+from ops.files import written_beside
 from pipeline.data.datasets import Dataset, open_dataset
 from pipeline.data.mapped import map_array
 from pipeline.metrics import SSIM_WINDOW_SIZE

@@ -10,7 +10,7 @@ from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any, TypeVar, get_type_hints
 
-from pipeline.checkpoint import write_atomically
+from ops.files import write_atomically
 from pipeline.markdown import GAP, markdown_row
 
 TABLE_FILE, IMAGES_FILE, PAGE_FILE = "evaluation.csv", "images.csv", "evaluation.md"

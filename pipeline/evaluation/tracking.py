@@ -7,8 +7,6 @@ import dataclasses
 import logging
 from collections.abc import Sequence
 from pathlib import Path
-from types import TracebackType
-from typing import Self
 
 from pipeline.evaluation.table import IMAGES_FILE, PAGE_FILE, TABLE_FILE, Row
 from pipeline.sending import FolderRun
@@ -19,8 +17,8 @@ KIND_EVALUATION, KIND_ROW = "evaluation", "evaluation row"
 _logger = logging.getLogger(__name__)
 
 
-class EvaluationTracking:
-    """The parent run of an evaluation; a context that ends it as `FolderRun` does.
+class EvaluationTracking(FolderRun):
+    """The parent run of an evaluation.
 
     The server of an evaluation that goes on may be away: it is asked when something is sent.
 
@@ -34,17 +32,8 @@ class EvaluationTracking:
     """
 
     def __init__(self, folder: Path, uri: str) -> None:
-        self._folder = folder
         self._uri = uri
-        self._tracked = FolderRun(folder, self._open)
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
-    ) -> None:
-        self._tracked.__exit__(kind, error, traceback)
+        super().__init__(folder)
 
     def send(self, rows: Sequence[Row], page: str) -> None:
         """Send the rows that MLflow lacks, the table in Markdown as the description, and the files; end the run.
@@ -57,7 +46,7 @@ class EvaluationTracking:
             _logger.warning("MLflow fails; the table stays in %s, the same command sends it: %s", self._folder, error)
 
     def _send(self, rows: Sequence[Row], page: str) -> None:
-        parent = self._tracked.reach()
+        parent = self.reach()
         sent = parent.children("row")
         for row in rows:
             tag = " ".join((*row.key, row.fingerprint))

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from pipeline.checkpoint import write_atomically
+from ops.files import write_atomically
 from pipeline.config import Config
 from pipeline.experiments.experiment import Experiment, Values
 from pipeline.plain import hash_of
@@ -99,10 +99,9 @@ def record_path(folder: Path, stage: str, variant: str, seed: int) -> Path:
 
 
 def write_record(folder: Path, record: CellRecord) -> None:
-    """Write a record, without values that are not finite; a partial file never has its name."""
+    """Write a record; a partial file never has its name."""
     path = record_path(folder, record.stage, record.variant, record.seed)
-    finite = {name: value for name, value in record.values.items() if math.isfinite(value)}
-    write_atomically(path, json.dumps(vars(record) | {"values": finite}, indent=2, allow_nan=False) + "\n")
+    write_atomically(path, json.dumps(vars(record), indent=2, allow_nan=False) + "\n")
 
 
 def read_records(folder: Path) -> list[CellRecord]:

@@ -6,7 +6,6 @@ scored on the sets that `experiment.data` names; quality is drawn against measur
 
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import replace
 from functools import partial
 from itertools import islice
 from pathlib import Path
@@ -22,7 +21,7 @@ from pipeline.config import Config
 from pipeline.data.datasets import Dataset, open_dataset
 from pipeline.data.images import read_image, to_8_bit, white_level, write_image
 from pipeline.denoise import denoise_image
-from pipeline.evaluate import ImageScore, evaluate_denoiser, mean_score, score_image
+from pipeline.evaluate import evaluate_denoiser, mean_score, score_image
 from pipeline.evaluation.noise import PAIRS, NoisySample, TestNoise, noises_of
 from pipeline.experiments.cells import FILES_FOLDER, cell_name
 from pipeline.experiments.drawing import new_figure, save_figure
@@ -172,7 +171,8 @@ def _scores(job: CellJob, config: Config, denoiser: Callable[[float | None], nn.
         denoiser(None if is_real else sigma), images, sigma=sigma, device=config.device, tile_size=tile_size,
         keep_images=True,
     )  # fmt: skip
-    _save_crop(job.folder, 0, scores[0], next(iter(images.values()))[..., :3])
+    name, image = next(iter(images.items()))
+    _save_crop(job.folder, 0, name, scores[0].denoised, image[..., :3])
     mean = mean_score(scores)
     values = {"psnr_db": mean.psnr_db, "ssim": mean.ssim}
     for number, (dataset, noise, is_drawn) in enumerate(_sets(config), start=1):
@@ -183,7 +183,7 @@ def _scores(job: CellJob, config: Config, denoiser: Callable[[float | None], nn.
                 denoise, name=sample.name, clean=sample.clean, noisy=sample.noisy, keep_images=is_drawn and not found
             )
             if score.denoised is not None:
-                _save_crop(job.folder, number, replace(score, name=f"{dataset.name} {noise.name}"), sample.clean)
+                _save_crop(job.folder, number, f"{dataset.name} {noise.name}", score.denoised, sample.clean)
             found.append(score.psnr_db)
         values[f"psnr_db {dataset.name} {noise.name}"] = fmean(found)
     return values
@@ -204,13 +204,13 @@ def _spread(samples: Iterable[NoisySample], num: int, most: int | None) -> Itera
     return islice(samples, 0, None, 1 if most is None else math.ceil(num / most))
 
 
-def _save_crop(folder: Path, number: int, score: ImageScore, clean: np.ndarray) -> None:
+def _save_crop(folder: Path, number: int, name: str, denoised: np.ndarray | None, clean: np.ndarray) -> None:
     """Keep the most detailed piece of an image, denoised, above the clean one."""
-    assert score.denoised is not None, "the score was asked for with its image"
+    assert denoised is not None, "the score was asked for with its image"
     top, left, height, width = most_detailed_crop(clean, _CROP_SIZE)
     window = np.s_[top : top + height, left : left + width]
-    name = score.name.replace(":", "-").replace("/", "-")
-    write_image(folder / f"crop{number:02} {name}.png", np.concatenate([score.denoised[window], clean[window]]))
+    name = name.replace(":", "-").replace("/", "-")
+    write_image(folder / f"crop{number:02} {name}.png", np.concatenate([denoised[window], clean[window]]))
 
 
 def _crops(folder: Path, seed: int) -> dict[str, dict[str, tuple[np.ndarray, float | None]]]:

@@ -8,7 +8,7 @@ from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
-from pipeline.checkpoint import written_beside
+from ops.files import written_beside
 from pipeline.experiments.cells import FIGURES_FOLDER
 from pipeline.figure_style import FIGURE_STYLE
 

@@ -6,8 +6,6 @@ Called by `command`, from one process. The files on disk are the truth: what MLf
 import re
 from collections.abc import Sequence
 from pathlib import Path
-from types import TracebackType
-from typing import Self
 
 from pipeline.config import Config
 from pipeline.experiments.cells import CellRecord
@@ -19,8 +17,8 @@ from pipeline.tracking import RUN_ID_FILE, Tracker
 KIND_EXPERIMENT, KIND_CELL = "experiment", "cell"
 
 
-class ExperimentTracking:
-    """The parent run of an experiment and what its children hold already; a context that ends it as `FolderRun` does.
+class ExperimentTracking(FolderRun):
+    """The parent run of an experiment and what its children hold already.
 
     The server of an experiment that goes on may be away: it is asked when something is sent.
 
@@ -36,20 +34,11 @@ class ExperimentTracking:
     """
 
     def __init__(self, folder: Path, uri: str, experiment: Experiment, config: Config) -> None:
-        self._folder = folder
         self._uri = uri
         self._experiment = experiment
         self._config = config
         self._sent: dict[str, tuple[str, bool]] = {}
-        self._tracked = FolderRun(folder, self._open)
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
-    ) -> None:
-        self._tracked.__exit__(kind, error, traceback)
+        super().__init__(folder)
 
     def sender(self) -> BackgroundSender[CellRecord]:
         """Return what sends records while the experiment goes on."""
@@ -57,7 +46,7 @@ class ExperimentTracking:
 
     def send(self, records: Sequence[CellRecord]) -> None:
         """Send the records that MLflow lacks."""
-        parent = self._tracked.reach()
+        parent = self.reach()
         for record in records:
             key = f"{record.stage}/{record.name}"
             run_id, is_finished = self._sent.get(key, (None, False))
@@ -75,7 +64,7 @@ class ExperimentTracking:
     def finish(self, records: Sequence[CellRecord], results: Results) -> None:
         """Send the records that MLflow lacks, means, table and figures, and end the parent run."""
         self.send(records)
-        parent = self._tracked.reach()
+        parent = self.reach()
         rows = results.table.to_dict("records")
         means = {_metric_name(f"{row['variant']}/{row['quantity']}"): row["mean"] for row in rows}
         parent.log_metrics(means, len(results.seeds))

@@ -13,7 +13,8 @@ import numpy as np
 import torch
 
 from latency import predict_latency_ms
-from pipeline.checkpoint import load_checkpoint, save_checkpoint, write_atomically
+from ops.files import write_atomically
+from pipeline.checkpoint import load_checkpoint, save_checkpoint
 from pipeline.config import Config
 from pipeline.experiments.experiment import CellJob
 from pipeline.priors import NUM_PARTS
@@ -50,7 +51,7 @@ def shared_architectures(
                 train_shared_supernet(
                     index, space, part_data(config, inputs, index), num_steps=collect.shared_steps,
                     batch_size=collect.shared_batch_size, learning_rate=collect.shared_learning_rate, seed=config.seed,
-                    device=torch.device(config.device),
+                    device=torch.device(config.device), max_bad_steps=config.search.max_bad_steps,
                 )
                 for index in range(NUM_PARTS)
             ]  # fmt: skip

@@ -16,7 +16,7 @@ from typing import Any
 
 import pandas as pd
 
-from pipeline.checkpoint import write_atomically
+from ops.files import write_atomically
 from pipeline.config import Config, list_presets, load_config
 from pipeline.experiments.cells import (
     FIGURES_FOLDER,
@@ -30,6 +30,7 @@ from pipeline.experiments.claims import RULE, Finding, judge, overall
 from pipeline.experiments.experiment import Experiment, Summary
 from pipeline.experiments.registry import EXPERIMENTS, load_experiment
 from pipeline.experiments.table import long_table, markdown_findings, markdown_table
+from pipeline.plain import dotted
 
 _HEAD = "# The paper's experiments\n\nMade by `denoise-nas experiment --report` from the files of finished runs.\n\n"
 MARKDOWN_FILE, CSV_FILE, JSON_FILE = "table.md", "table.csv", "results.json"
@@ -153,20 +154,12 @@ def _settings(config: Config) -> list[str]:
     """Return what differs from the preset, as it is typed, without where results go."""
     if config.name not in list_presets():
         return []
-    preset = _flat(load_config(config.name).to_dict())
+    preset = dict(dotted(load_config(config.name).to_dict()))
     return [
         f"{key}={json.dumps(value)}"
-        for key, value in _flat(config.to_dict()).items()
+        for key, value in dotted(config.to_dict())
         if value != preset.get(key) and key.partition(".")[0] not in ("output", "tracking", "ray")
     ]
-
-
-def _flat(settings: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Return nested settings by dotted keys."""
-    found: dict[str, Any] = {}
-    for key, value in settings.items():
-        found |= _flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": value}
-    return found
 
 
 def _facts(config: Config, seeds: list[int], records: Sequence[CellRecord]) -> dict[str, Any]:

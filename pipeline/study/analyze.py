@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pandas as pd
 
-from pipeline.checkpoint import write_atomically, written_beside
+from ops.files import write_atomically, written_beside
 from pipeline.study.estimates import Bootstrap
 from pipeline.study.figures import draw_figures
 from pipeline.study.guidelines import Answer, answer_guidelines, claim_table

@@ -13,7 +13,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
-from pipeline.checkpoint import written_beside
+from ops.files import written_beside
 from pipeline.figure_style import BLUE, FIGURE_STYLE, GREY, INK, VERMILION
 from pipeline.records import PARTS
 from pipeline.study.selection import SIZE_GROUPS, Collection

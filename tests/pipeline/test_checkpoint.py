@@ -11,16 +11,14 @@ from typing import Any
 import pytest
 import torch
 
+from ops.files import remove_partial_files, write_atomically, written_beside
 from pipeline.checkpoint import (
     build_within,
     load_checkpoint,
     load_weights,
-    remove_partial_files,
     restoring,
     save_checkpoint,
     save_weights,
-    write_atomically,
-    written_beside,
 )
 
 

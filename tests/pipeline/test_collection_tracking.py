@@ -49,5 +49,5 @@ def test_a_record_whose_sending_failed_half_way_is_in_mlflow_once(
         tracking.send([record])
     assert tracking.send([record]) == 1
     assert tracking.send([record]) == 0
-    (run,) = MlflowClient(uri).search_runs([tracking.parent.experiment_id], "tags.kind = 'architecture'")
+    (run,) = MlflowClient(uri).search_runs([tracking.reach().experiment_id], "tags.kind = 'architecture'")
     assert run.info.status == "FINISHED" and run.data.tags["record"] == "random-00000"
