@@ -262,6 +262,7 @@ def damaged(folder: Path) -> int:
         ("*.safetensors", load_weights), ("genotype.json", Genotype.load),
         ("records/*.json", lambda path: json.loads(path.read_text())),
         ("summary.json", lambda path: json.loads(path.read_text())),
+        ("train/*/checkpoint_manager_snapshot.json", lambda path: json.loads(path.read_text())),  # Ray's
     ]  # fmt: skip
     count = 0
     for pattern, read in readers:

@@ -14,6 +14,7 @@ import pyarrow.parquet as pq
 
 from latency.device import DeviceInfo, describe_differences
 from latency.measure import Timing
+from latency.parquet import bounded_batches
 from ops import OPS_VERSION, OpSpec
 from ops.files import written_beside
 
@@ -132,11 +133,13 @@ class LatencyTable:
             raise ValueError(f"{path} is no latency table: it is larger than {_MAX_FILE_BYTES} bytes")
         content = path.read_bytes()
         try:
-            file = pq.ParquetFile(pa.BufferReader(content), page_checksum_verification=True)
+            source = pa.BufferReader(content)
+            file = pq.ParquetFile(source)
             metadata = _read_metadata(file)
             _refuse_differences(path, metadata, expected)
             device_info = DeviceInfo.from_dict(metadata["device_info"])
-            timings = _read_timings(file)
+            _check_columns(file)
+            timings = _read_timings(source)
         except _OtherDeviceError as error:
             raise ValueError(str(error)) from None
         # pyarrow reports damage as one of its own errors, as OSError, or as text that is not Unicode (a ValueError).
@@ -169,18 +172,17 @@ def _refuse_differences(path: Path, metadata: dict[str, Any], expected: DeviceIn
         raise _OtherDeviceError(f"{path} was measured on something else ({'; '.join(differences)}); build a new table")
 
 
-def _read_timings(file: pq.ParquetFile) -> dict[OpSpec, Timing]:
-    """Return the rows, each checked by `OpSpec` and `Timing`."""
+def _check_columns(file: pq.ParquetFile) -> None:
     if not file.schema_arrow.equals(_SCHEMA, check_metadata=False):
         raise ValueError(f"its columns are {file.schema_arrow.names} and types differ from those of a latency table")
     if file.metadata.num_rows > _MAX_ROWS:
         raise ValueError(f"it has {file.metadata.num_rows} rows, more than {_MAX_ROWS}")
+
+
+def _read_timings(source: pa.NativeFile) -> dict[OpSpec, Timing]:
+    """Return the rows, each checked by `OpSpec` and `Timing`."""
     timings: dict[OpSpec, Timing] = {}
-    num_bytes = 0
-    for batch in file.iter_batches(batch_size=64, use_threads=False):
-        num_bytes += batch.nbytes  # repeated texts are stored once, so that a small file may hold far more
-        if num_bytes > _MAX_FILE_BYTES:
-            raise ValueError(f"its rows unpack to more than {_MAX_FILE_BYTES} bytes")
+    for batch in bounded_batches(source, _SCHEMA, max_bytes=_MAX_FILE_BYTES):
         for row in batch.to_pylist():
             spec = OpSpec(**{name: row[name] for name in _SPEC_FIELDS})
             if spec in timings:

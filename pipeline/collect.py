@@ -23,7 +23,7 @@ from torch import Tensor
 from latency import LatencyTable, keep_freed_memory
 from ops.files import write_atomically
 from pipeline.checkpoint import load_metadata, load_weights, save_weights
-from pipeline.cluster import driver_queue, load_op_files, read_op_files
+from pipeline.cluster import cluster_address, driver_queue, load_op_files, read_op_files
 from pipeline.config import Config
 from pipeline.plain import hash_of
 from pipeline.priors import NUM_PARTS
@@ -58,7 +58,8 @@ def collect(run: Run, *, num_searched: int, num_random: int, on_record: OnRecord
         All records, the searched ones first.
 
     Raises:
-        ValueError: the folder holds a collection of other settings, or settings that no trial can have.
+        ValueError: the folder holds a collection of other settings, or settings that no trial can have or this machine
+            has no room for.
         RuntimeError: some trials failed repeatedly; the others are recorded.
     """
     claim_collection(run.folder, run.config)
@@ -206,6 +207,7 @@ class Recorder(tune.Callback):
 
 def _run_trials(run: Run, jobs: list[TrialJob], records: list[Record], recorder: Recorder) -> None:
     config = run.config
+    check_room(config)
     shared = prepare_shared(run, recorder.queue)
     searcher = CollectionSearcher(
         jobs, config.collect.vary, sampler=config.collect.sampler, seed=config.seed, recorded=records
@@ -223,6 +225,26 @@ def _run_trials(run: Run, jobs: list[TrialJob], records: list[Record], recorder:
         ).fit()  # fmt: skip
     for error in results.errors[:3]:
         _logger.warning("a trial failed: %s", error)
+
+
+def check_room(config: Config) -> None:
+    """Compare what a trial needs with what Ray has: it would wait for ever. Of a cluster, which may grow, a warning.
+
+    Raises:
+        ValueError: the local Ray has no room for a trial.
+    """
+    has, nodes = ray.cluster_resources(), [node["Resources"] for node in ray.nodes() if node["Alive"]]
+    for setting, kind, of_trial in (("cpus_per_part", "CPU", _TRIAL_CPUS), ("gpus_per_part", "GPU", 0.0)):
+        part, there = getattr(config.ray, setting), has.get(kind, 0)
+        needed = round(NUM_PARTS * part + of_trial, 4)  # Ray's own precision
+        if needed <= there and any(part <= node.get(kind, 0) for node in nodes):
+            continue
+        problem = f"`ray.{setting}` {part:g} makes a trial of {NUM_PARTS} parts need {needed:g} {kind}s"
+        if cluster_address(config.ray) is None:
+            raise ValueError(f"{problem}, this machine has {there:g}; lower it")
+        largest = max((node.get(kind, 0) for node in nodes), default=0)
+        _logger.warning("%s, the cluster has %g, at most %g on one machine: trials wait until it grows",
+                        problem, there, largest)  # fmt: skip
 
 
 @contextlib.contextmanager

@@ -8,13 +8,15 @@ A data set is a folder with two files, which pandas and pyarrow read without thi
 """
 
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from latency.parquet import bounded_batches
 from ops.files import write_atomically, written_beside
 from search_space import DIRECTIONS, LEVELS, NUM_PARTS, WIDTHS, Genotype, SearchSpace, cell_op_specs, op_macs
 
@@ -190,16 +192,6 @@ def _rows_table(schema: pa.Schema, rows: list[dict[str, Any]]) -> pa.Table:
     return pa.Table.from_pylist([{column: row.get(column) for column in schema.names} for row in rows], schema)
 
 
-def _read_bounded(file: pq.ParquetFile) -> pa.Table:
-    batches, num_bytes = [], 0
-    for batch in file.iter_batches(batch_size=256, use_threads=False):
-        num_bytes += batch.nbytes  # repeated texts are stored once, so that a small file may hold far more
-        if num_bytes > _MAX_BYTES:
-            raise ValueError(f"its rows unpack to more than {_MAX_BYTES} bytes")
-        batches.append(batch)
-    return pa.Table.from_batches(batches, schema=file.schema_arrow)
-
-
 def read_dataset(folder: Path) -> tuple[pa.Table, pa.Table]:
     """Read the architectures and the cells of a data set.
 
@@ -212,22 +204,38 @@ def read_dataset(folder: Path) -> tuple[pa.Table, pa.Table]:
         path = folder / name
         if not path.is_file():
             raise FileNotFoundError(f"data set {folder} holds no {name}")
-        try:
-            file = pq.ParquetFile(path)
-            if file.metadata.num_rows > _MAX_ROWS:
-                raise ValueError(f"it has {file.metadata.num_rows} rows, more than {_MAX_ROWS}")
-            table = _read_bounded(file)
+        with _naming(path), pq.ParquetFile(path) as file:
+            found, num_rows = file.schema_arrow, file.metadata.num_rows
+        _check_columns(path, found, schema)
+        if num_rows > _MAX_ROWS:
+            raise ValueError(f"{path} has {num_rows} rows, more than {_MAX_ROWS}")
+        known = pa.schema([field for field in found if field.name in schema.names], found.metadata)
+        with _naming(path):
+            table = pa.Table.from_batches(bounded_batches(path, known, max_bytes=_MAX_BYTES), schema=known)
             table.validate(full=True)  # texts of a damaged file need not be Unicode
-        except (pa.ArrowException, OSError, ValueError) as error:
-            raise ValueError(f"{path} is not a Parquet file: {error}") from error
-        version = (table.schema.metadata or {}).get(b"schema_version", b"none").decode(errors="replace")
-        if version != str(RECORD_SCHEMA_VERSION):
-            raise ValueError(f"{path} is of schema version {version}, this program reads {RECORD_SCHEMA_VERSION}")
-        missing = [column for column in schema.names if column not in table.column_names]
-        if missing:
-            raise ValueError(f"{path} lacks the column {missing[0]!r}")
-        wrong = [name for name in schema.names if table.schema.field(name).type != schema.field(name).type]
-        if wrong:
-            raise ValueError(f"{path} has a column {wrong[0]!r} of another type")
         tables.append(table)
     return tables[0], tables[1]
+
+
+@contextmanager
+def _naming(path: Path) -> Iterator[None]:
+    """Turn what pyarrow raises for a damaged file into one error that names it."""
+    try:
+        yield
+    except (pa.ArrowException, OSError, ValueError) as error:
+        raise ValueError(f"{path} is not a Parquet file: {error}") from error
+
+
+def _check_columns(path: Path, found: pa.Schema, schema: pa.Schema) -> None:
+    """Raise unless the columns and their version are those of `schema`."""
+    version = (found.metadata or {}).get(b"schema_version", b"none").decode(errors="replace")
+    if version != str(RECORD_SCHEMA_VERSION):
+        raise ValueError(f"{path} is of schema version {version}, this program reads {RECORD_SCHEMA_VERSION}")
+    missing = [column for column in schema.names if column not in found.names]
+    if missing:
+        raise ValueError(f"{path} lacks the column {missing[0]!r}")
+    wrong = [
+        field.name for field in found if field.name in schema.names and field.type != schema.field(field.name).type
+    ]
+    if wrong:
+        raise ValueError(f"{path} has a column {wrong[0]!r} of another type")

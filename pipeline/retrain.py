@@ -35,11 +35,11 @@ from pipeline.cluster import driver_queue, load_op_files, own_folder, read_op_fi
 from pipeline.config import Config
 from pipeline.data.distilled import training_patches
 from pipeline.priors import load_prior
+from pipeline.train_folder import STATE_FILE, mend_train_folder
 from pipeline.training import Trainer
 from search_space import Genotype, build_network
 
 EpochLog = Callable[[int, dict[str, float]], None]
-_STATE_FILE = "state.pt"
 _LOOPBACK = "lo0" if sys.platform == "darwin" else "lo"
 
 
@@ -90,6 +90,8 @@ def retrain(
     """
     resources = {"CPU": 1} | ({"GPU": 1} if config.device == "cuda" else {})
     place = None if config.ray.storage_path else _this_node(resources, config.retrain.num_workers)
+    name, storage = _run_name(config, genotype), config.ray.storage_path or str(folder.absolute())
+    mend_train_folder(Path(storage) / name)
     queue = driver_queue()
     trainer = ray.train.torch.TorchTrainer(
         train_worker,  # type: ignore[arg-type]  # the checker sees the older class, whose functions return nothing
@@ -109,8 +111,8 @@ def retrain(
             label_selector=place,  # type: ignore[call-arg]  # likewise
         ),
         run_config=ray.train.RunConfig(
-            name=_run_name(config, genotype),
-            storage_path=config.ray.storage_path or str(folder.absolute()),
+            name=name,
+            storage_path=storage,
             failure_config=ray.train.FailureConfig(max_failures=config.ray.max_failures),
             checkpoint_config=ray.train.CheckpointConfig(num_to_keep=2),
         ),
@@ -138,7 +140,7 @@ def retrain(
         raise FloatingPointError(f"retraining failed: {ended_early}")
     assert result.checkpoint is not None, "every epoch reports a checkpoint"
     with result.checkpoint.as_directory() as directory:
-        state = load_checkpoint(Path(directory) / _STATE_FILE)
+        state = load_checkpoint(Path(directory) / STATE_FILE)
     for entry in state["history"]:  # the queue may have died with some
         tell(*entry)
     return state["network"]
@@ -186,8 +188,8 @@ def _train(settings: dict[str, Any], rank: int, num_workers: int, device: torch.
     history: list[tuple[int, dict[str, float]]] = []
     if checkpoint := ray.train.get_checkpoint():
         with checkpoint.as_directory() as directory:
-            state = load_checkpoint(Path(directory) / _STATE_FILE, map_location=device)
-        with restoring(f"{checkpoint.path}/{_STATE_FILE}"):
+            state = load_checkpoint(Path(directory) / STATE_FILE, map_location=device)
+        with restoring(f"{checkpoint.path}/{STATE_FILE}"):
             history = [(int(epoch), dict(metrics)) for epoch, metrics in state["history"]]
             trainer.load_state(state)
     for epoch in range(len(history), config.retrain.num_epochs):
@@ -200,7 +202,7 @@ def _train(settings: dict[str, Any], rank: int, num_workers: int, device: torch.
             report = None
             if rank == 0:
                 state = trainer.state() | {"history": history}
-                save_checkpoint(Path(directory) / _STATE_FILE, state)
+                save_checkpoint(Path(directory) / STATE_FILE, state)
                 report = ray.train.Checkpoint.from_directory(directory)
             ray.train.report(metrics, checkpoint=report)
         if rank == 0:

@@ -4,8 +4,11 @@ Called by the command `denoise-nas dnd`. There is no ground truth; scores come f
 Plötz and Roth, "Benchmarking Denoising Algorithms with Real Photographs", CVPR 2017.
 """
 
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import h5py
 import numpy as np
@@ -15,6 +18,7 @@ from torch import Tensor
 from ops.files import write_atomically, written_beside
 
 NUM_IMAGES, NUM_BOXES = 50, 20
+_MAX_PIXELS = 89_000_000  # as of other images
 _VERSION = "1.0"
 
 
@@ -35,8 +39,8 @@ def read_boxes(folder: Path | str) -> list[np.ndarray]:
     with _open(path) as file:
         if "info/boundingboxes" not in file:
             raise ValueError(f"{path} must hold `info/boundingboxes`, got {', '.join(file) or 'nothing'}")
-        references = np.asarray(file["info/boundingboxes"]).reshape(-1)
-        boxes = [np.asarray(file[reference]).T for reference in references]
+        references = _values(path, file, "info/boundingboxes", largest=NUM_IMAGES, kinds="O")
+        boxes = [_values(path, file, reference, largest=4 * NUM_BOXES).T for reference in references.reshape(-1)]
     if len(boxes) != NUM_IMAGES or any(box.shape != (NUM_BOXES, 4) for box in boxes):
         raise ValueError(f"{path} must hold {NUM_IMAGES} lists of {NUM_BOXES} boxes, got {len(boxes)} of shapes "
                          f"{sorted({box.shape for box in boxes})}")  # fmt: skip
@@ -58,7 +62,7 @@ def read_noisy(folder: Path | str, index: int) -> np.ndarray:
     with _open(path) as file:
         if "InoisySRGB" not in file:
             raise ValueError(f"{path} must hold `InoisySRGB`, got {', '.join(file) or 'nothing'}")
-        image = np.asarray(file["InoisySRGB"], dtype=np.float32).T
+        image = _values(path, file, "InoisySRGB", largest=3 * _MAX_PIXELS).astype(np.float32).T
     if image.ndim != 3 or image.shape[2] != 3:
         raise ValueError(f"`InoisySRGB` in {path} must be 3 x W x H, got {image.T.shape}")
     return np.ascontiguousarray(image)
@@ -126,10 +130,25 @@ def write_submission(
     return paths
 
 
-def _open(path: Path) -> h5py.File:
+@contextmanager
+def _open(path: Path) -> Iterator[h5py.File]:
     if not path.is_file():
         raise FileNotFoundError(f"file {path} does not exist")
     try:
-        return h5py.File(path, "r")
-    except OSError as error:
+        with h5py.File(path, "r") as file:
+            yield file
+    except Exception as error:  # h5py raises nearly every kind for damaged files
+        if isinstance(error, ValueError) and str(path) in str(error):
+            raise
         raise ValueError(f"{path} cannot be read as a MATLAB 7.3 (HDF5) file: {error}") from error
+
+
+def _values(path: Path, file: h5py.File, key: Any, *, largest: int, kinds: str = "fiu") -> np.ndarray:
+    """Read an array that lies in the file itself, unless it claims to be larger than it can be."""
+    found = file[key]
+    if not isinstance(found, h5py.Dataset) or found.file != file or found.external or found.is_virtual:
+        raise ValueError(f"{path} must hold the array {key} itself, got {found}")
+    sizes = (math.prod(found.shape or (0,)), math.prod(found.chunks or (0,)))
+    if found.shape is None or max(sizes) > largest or found.dtype.kind not in kinds:
+        raise ValueError(f"{path} must hold at most {largest} numbers in {key}, got {found}")
+    return found[()]

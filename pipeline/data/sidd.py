@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 
 _MAX_INFLATION = 1100  # a compressed MATLAB file unpacks to at most 1032 times its size
+_MAX_VALUES = 2**31  # more than an array of such a file can have; SIDD's have 252 million
 
 _SCENE = re.compile(r"\d{4}_\d{3}_\w+")  # number, scene, camera, ISO, shutter, temperature, light
 _NOISY = re.compile(r"(?P<scene>\d{4})_NOISY_SRGB_(?P<shot>\d{3})\.png", re.IGNORECASE)
@@ -74,7 +75,7 @@ class ValidationBlocks:
                 f"`{path.stem}` in {path} must be uint8 of shape (images, blocks, H, W, 3), got {kind} {self.shape}"
             )
         num_values = math.prod(map(int, self.shape))
-        if min(self.shape) < 1 or num_values > _MAX_INFLATION * path.stat().st_size:
+        if min(self.shape) < 1 or num_values > min(_MAX_VALUES, _MAX_INFLATION * path.stat().st_size):
             raise ValueError(
                 f"{path} is damaged: its header claims {num_values} values {self.shape} in a file of "
                 f"{path.stat().st_size} bytes"
@@ -99,6 +100,9 @@ class ValidationBlocks:
         from scipy.io import loadmat
 
         try:
-            return loadmat(self.path, variable_names=[self.path.stem])[self.path.stem]
+            blocks = loadmat(self.path, variable_names=[self.path.stem])[self.path.stem]
+            if blocks.shape != self.shape or blocks.dtype != np.uint8:
+                raise ValueError(f"its array is {blocks.dtype} {blocks.shape}")
+            return blocks
         except Exception as error:  # likewise
             return ValueError(f"{self.path} cannot be read as a MATLAB file: {error}")

@@ -93,7 +93,7 @@ class Table:
         folder: with the files of an earlier evaluation, or empty; None keeps nothing.
 
     Raises:
-        ValueError: a file of the folder has other columns.
+        ValueError: a file of the folder is damaged or has other columns.
     """
 
     def __init__(self, folder: Path | None) -> None:
@@ -158,11 +158,20 @@ def _csv(records: Sequence[Any], kind: type) -> str:
 
 def _read(path: Path, kind: type[_Record]) -> list[_Record]:
     types = get_type_hints(kind)
-    with open(path, newline="", encoding="utf-8") as file:
-        reader = csv.DictReader(file)
-        if reader.fieldnames != list(types):
-            raise ValueError(f"{path} must have the columns {', '.join(types)}, got {reader.fieldnames}")
-        return [kind(**{name: _parse(text, types[name]) for name, text in line.items()}) for line in reader]
+    try:
+        with open(path, newline="", encoding="utf-8") as file:
+            reader = csv.DictReader(file)
+            if reader.fieldnames != list(types):
+                raise ValueError(f"it must have the columns {', '.join(types)}, got {reader.fieldnames}")
+            return [_parse_line(line, kind, types) for line in reader]
+    except (ValueError, csv.Error) as error:
+        raise ValueError(f"{path} cannot be read: {error}") from error
+
+
+def _parse_line(line: dict[str, str | None], kind: type[_Record], types: dict[str, Any]) -> _Record:
+    if len(line) != len(types) or None in line.values():  # more cells than columns stand under None
+        raise ValueError(f"a line of it has not {len(types)} cells")
+    return kind(**{name: _parse(text or "", types[name]) for name, text in line.items()})
 
 
 def _parse(text: str, kind: Any) -> Any:

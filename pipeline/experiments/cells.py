@@ -113,9 +113,13 @@ def read_records(folder: Path) -> list[CellRecord]:
     records = []
     for stage in STAGES:
         for path in sorted((folder / stage).glob("*.json")):
+            content = _read_json(path)
             try:
-                record = CellRecord(**_read_json(path))
-            except TypeError as error:
+                record = CellRecord(**content)
+                numbers = [record.started_at, record.seconds, *record.values.values()]
+                if type(record.seed) is not int or not all(map(math.isfinite, numbers)):
+                    raise ValueError("its seed must be an integer, its values finite")
+            except (TypeError, ValueError, AttributeError, OverflowError) as error:
                 raise ValueError(f"{path} is no record of a cell: {error}") from error
             if record.stage != stage or record.name != path.stem:
                 raise ValueError(f"{path} holds the record of another cell: {record.stage} {record.name}")

@@ -17,8 +17,11 @@ from pathlib import Path
 import pandas as pd
 import pyarrow.parquet as pq
 import pytest
+import ray  # noqa: TID251  # as the pipeline does
 
 import pipeline.collect
+from ops import registry
+from pipeline import cluster
 from pipeline.cli import main
 from pipeline.cluster import ray_session
 from pipeline.collect import claim_collection, collection_hash, missing_jobs, supernet_key
@@ -254,6 +257,64 @@ def test_samplers_learn_from_recorded_trials(sampler: str) -> None:
         chosen.append(searcher.suggest(f"t{i}")["settings"]["search.complexity_weight"])
         searcher.on_trial_complete(f"t{i}", {"proxy_psnr_db": 20.0 + 10 * chosen[-1], "predicted_ms": 10.0})
     assert chosen.count(0.1) > 20  # half of 40 if nothing were learned
+
+
+def error_line(capsys: pytest.CaptureFixture, folder: Path, *settings: str) -> str:
+    """Run a collection that must fail and return its line."""
+    assert main([*command(folder, "--num", "1"), *settings]) == 2
+    (line,) = [line for line in capsys.readouterr().err.splitlines() if line.startswith("denoise-nas: error: ")]
+    return line
+
+
+@pytest.mark.ray
+def test_what_this_machine_has_no_room_for_is_refused_before_any_work(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    part = ray.cluster_resources()["CPU"] / 2
+    line = error_line(capsys, tmp_path / "a", f"ray.cpus_per_part={part}")
+    assert f"`ray.cpus_per_part` {part:g} makes a trial of 3 parts need {3 * part + 0.1:g} CPUs, this machine" in line
+    assert not (tmp_path / "a" / "latency.parquet").exists()
+    line = error_line(capsys, tmp_path / "b", "search.num_patches=100000")
+    assert "cached prior features need about" in line and "`ray.object_store_mb` is 600" in line
+
+
+@pytest.mark.ray
+def test_a_cluster_without_room_is_warned_of(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
+    has = ray.cluster_resources()["CPU"]
+    for part, is_warned in ((has / 4, False), (has / 2, True)):
+        pipeline.collect.check_room(tiny("ray.address=10.0.0.1:6379", f"ray.cpus_per_part={part}"))
+        assert ("trials wait until it grows" in caplog.text) == is_warned
+    assert f"need {3 * has / 2 + 0.1:g} CPUs, the cluster has {has:g}, at most {has:g} on one machine" in caplog.text
+
+
+NOT_A_NUMBER = """
+from ops import SlimmableConv2d, register_op
+
+
+class NotANumber(SlimmableConv2d):
+    def forward(self, x, out_channels=None):
+        return super().forward(x, out_channels) * float("nan")
+
+
+@register_op("not_a_number")
+def build(spec):
+    return NotANumber(spec.in_channels, spec.out_channels, 1)
+"""
+
+
+@pytest.mark.ray
+@pytest.mark.slow
+def test_shared_supernets_without_a_finite_loss_are_one_clear_error(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    monkeypatch.setattr(registry, "_REGISTRY", dict(registry._REGISTRY))
+    monkeypatch.setattr(cluster, "_loaded_op_files", set())
+    path = tmp_path / "operator.py"
+    path.write_text(NOT_A_NUMBER)
+    line = error_line(capsys, tmp_path / "c", f"space.op_files=[{path}]", "space.candidate_ops=[not_a_number]")
+    assert "the training of shared supernets failed: shared supernet " in line
+    assert ", step 6: 6 steps had a loss or gradient that is not finite, `search.max_bad_steps` is 20; lower" in line
 
 
 def test_missing_jobs_spread_the_control_among_the_searches() -> None:

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import h5py
 import imagecodecs
 import numpy as np
 import pyarrow as pa
@@ -23,15 +24,24 @@ import yaml
 from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
 from PIL import Image
+from scipy.io import savemat
 
 from latency import DeviceInfo, LatencyTable, Timing
 from pipeline.baselines import build_baseline, save_baseline
 from pipeline.checkpoint import load_checkpoint, save_checkpoint, save_weights
 from pipeline.config import load_config
+from pipeline.data.dnd import read_boxes, read_noisy
 from pipeline.data.images import read_image
+from pipeline.data.sidd import ValidationBlocks
+from pipeline.evaluation.table import ImageRow, Row, Table
+from pipeline.experiments.cells import CellRecord, read_identity
+from pipeline.experiments.cells import read_records as read_cells
+from pipeline.experiments.cells import write_record as write_cell
 from pipeline.models import load_denoiser
 from pipeline.priors import MIRNet, load_prior, save_prior
 from pipeline.records import cell_rows, read_dataset, read_records, write_dataset, write_record
+from pipeline.run import Run
+from pipeline.search_inputs import search_key
 from search_space import Genotype, SearchSpace, build_network, genotype_op_specs, sample_genotype
 
 SPACE = SearchSpace(num_channels=16, num_resolutions=2, num_layers=3, candidate_ops=("conv_d1", "conv_r", "skip"))
@@ -155,6 +165,52 @@ def write_deep_image(path: Path) -> None:
         tifffile.imwrite(path, pixels, photometric="rgb", compression=compression, predictor=True, tile=(16, 16))
 
 
+def write_validation_blocks(path: Path) -> None:
+    savemat(path, {path.stem: np.random.default_rng(0).integers(0, 256, (2, 2, 4, 4, 3), dtype=np.uint8)},
+            do_compression=path.parent.name == "compressed")  # fmt: skip
+
+
+def write_dnd_boxes(path: Path) -> None:
+    with h5py.File(path, "w") as file:
+        references = np.empty((1, 50), dtype=h5py.ref_dtype)
+        for index in range(50):
+            file[f"box{index}"] = np.arange(80.0).reshape(4, 20)
+            references[0, index] = file[f"box{index}"].ref
+        file["info/boundingboxes"] = references
+
+
+def write_dnd_image(path: Path) -> None:
+    with h5py.File(path, "w") as file:
+        file.create_dataset("InoisySRGB", data=np.random.default_rng(0).random((3, 9, 8)), chunks=(3, 4, 4),
+                            compression="gzip")  # fmt: skip
+
+
+def write_cell_record(path: Path) -> None:
+    write_cell(path.parents[1], CellRecord(stage="run", variant="slow", seed=0, values={"psnr_db": 30.5, "ssim": 0.9},
+                                           started_at=1.5e9, seconds=2.0, device="abacus"))  # fmt: skip
+
+
+def write_evaluation(path: Path) -> None:
+    row = Row(model="noisy", dataset="Set5", noise="awgn:25", num_images=5, psnr_db=20.2, psnr_unrounded_db=20.1,
+              ssim=0.5, ssim_3d=0.5, num_parameters=None, macs=None, seconds_per_image=0.1, seconds_per_megapixel=0.4,
+              peak_memory_mb=None, device="abacus", num_threads=1, fingerprint="ab12")  # fmt: skip
+    image = ImageRow(model="noisy", dataset="Set5", noise="awgn:25", image="bird", height=288, width=288, psnr_db=20.2,
+                     psnr_unrounded_db=20.1, ssim=0.5, ssim_3d=0.5, seconds=0.1)  # fmt: skip
+    Table(path.parent).add(row, [image])
+
+
+def run_in(folder: Path) -> Run:
+    return Run(config=load_config("tiny"), folder=folder, space=SPACE, prior=small_mirnet(), training_images={},
+               validation_images={})  # fmt: skip
+
+
+def write_search(path: Path) -> None:
+    part = {"weights": {"w": torch.zeros(3)}, "probabilities": {"alpha": [[0.5, 0.5]]}, "entropies": {"alpha": 1.0},
+            "num_bad_steps": 0}  # fmt: skip
+    save_checkpoint(path, {"key": search_key(load_config("tiny")), "genotype": example_genotype().to_json(),
+                           "parts": [part] * 3})  # fmt: skip
+
+
 def torch_values(path: Path) -> Any:
     return torch.load(path, weights_only=True)
 
@@ -183,6 +239,19 @@ KINDS = [
     Kind(name="dataset/architectures.parquet",
          write=lambda path: write_dataset(path.parent, [example_record("random-0")]),
          read=lambda path: read_dataset(path.parent)),
+    Kind(name="dataset/cells.parquet", write=lambda path: write_dataset(path.parent, [example_record("random-0")]),
+         read=lambda path: read_dataset(path.parent)),
+    *(Kind(name=f"{folder}/ValidationGtBlocksSrgb.mat", write=write_validation_blocks,
+           read=lambda path: ValidationBlocks(path).read("01/01")) for folder in ("plain", "compressed")),
+    Kind(name="dnd/info.mat", write=write_dnd_boxes, read=lambda path: read_boxes(path.parent)),
+    Kind(name="dnd/images_srgb/0001.mat", write=write_dnd_image, read=lambda path: read_noisy(path.parents[1], 0)),
+    Kind(name="experiment/run/slow-seed0.json", write=write_cell_record, read=lambda path: read_cells(path.parents[1]),
+         values=read_json, write_values=write_json),
+    Kind(name="experiment/experiment.json", write=lambda path: write_json(path, {"experiment": "levels", "hash": "a"}),
+         read=lambda path: read_identity(path.parent), values=read_json, write_values=write_json),
+    Kind(name="search.pt", write=write_search, read=lambda path: run_in(path.parent).finished_search(),
+         values=torch_values, write_values=save_checkpoint),
+    Kind(name="evaluation/evaluation.csv", write=write_evaluation, read=lambda path: Table(path.parent)),
     *(Kind(name=f"image.{suffix}", write=write_image, read=read_image) for suffix in IMAGE_SUFFIXES),
     *(Kind(name=f"deep.{suffix}", write=write_deep_image, read=read_image) for suffix in ("png", "lzw.tif", "zstd.tif",
       "deflate.tif")),
@@ -250,7 +319,7 @@ def sound(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     """Sound files of every kind, by name."""
     paths = {kind.name: tmp_path_factory.mktemp("sound") / kind.name for kind in KINDS}
     for kind in KINDS:
-        paths[kind.name].parent.mkdir(exist_ok=True)
+        paths[kind.name].parent.mkdir(parents=True, exist_ok=True)
         kind.write(paths[kind.name])
         kind.read(paths[kind.name])
     return paths
@@ -290,7 +359,7 @@ def test_wild_values_are_read_or_refused(kind: Kind, sound: dict[str, Path], dat
     assert kind.values is not None and kind.write_values is not None
     path = sound[kind.name]
     content = path.read_bytes()
-    wild = WILD + WILD_TENSORS if path.suffix == ".pth" else WILD
+    wild = WILD + WILD_TENSORS if path.suffix in (".pth", ".pt") else WILD
     values = data.draw(damaged_values(kind.values(path), wild=wild))
     try:
         kind.write_values(path, values)

@@ -2,6 +2,8 @@
 
 from pathlib import Path
 
+import pytest
+
 from ops import OpSpec
 from pipeline.config import load_config
 from pipeline.part_actors import PartJob
@@ -41,3 +43,13 @@ def test_a_part_elsewhere_finds_what_was_sent_and_leaves_nothing(tiny_space: Sea
 def test_a_part_elsewhere_that_is_new_begins_without_a_file(tiny_space: SearchSpace, tmp_path: Path) -> None:
     with checkpoint_file(make_job(tiny_space, tmp_path / "part0.pt"), is_home=False) as path:
         assert path is not None and not path.exists() and path.parent.is_dir()
+
+
+@pytest.mark.parametrize("kind", [FloatingPointError, ValueError])
+def test_errors_of_a_part_elsewhere_name_the_file_at_home(
+    tiny_space: SearchSpace, tmp_path: Path, kind: type[Exception]
+) -> None:
+    home = tmp_path / "part0.pt"
+    with pytest.raises(kind, match=rf"^epoch 3: bad; last good checkpoint: {home}, epoch 2$"):
+        with checkpoint_file(make_job(tiny_space, home), is_home=False) as path:
+            raise kind(f"epoch 3: bad; last good checkpoint: {path}, epoch 2")

@@ -1,4 +1,5 @@
 from dataclasses import replace
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -7,6 +8,7 @@ import pytest
 import torch
 
 from pipeline import prior_training
+from pipeline.data.patches import PatchSource
 from pipeline.prior_training import new_prior, train_prior
 from pipeline.priors import MIRNet, NAFNet, Prior
 from pipeline.settings import PriorTrainConfig
@@ -59,6 +61,43 @@ def test_a_finished_training_is_not_repeated(
     monkeypatch.setattr(prior_training, "_step", step)
     again = train(config)
     assert all(torch.equal(a, b) for a, b in zip(again.parameters(), finished.parameters(), strict=True))
+
+
+def poison(monkeypatch: pytest.MonkeyPatch, bad_draws: set[int]) -> None:
+    """Hand out clean patches of NaN in some draws, counted from 1."""
+    draws, sample = count(1), PatchSource.sample
+
+    def sample_(*arguments: Any) -> tuple[torch.Tensor, torch.Tensor]:
+        noisy, clean = sample(*arguments)
+        return noisy, clean * torch.nan if next(draws) in bad_draws else clean
+
+    monkeypatch.setattr(PatchSource, "sample", sample_)
+
+
+def test_bad_steps_are_skipped_and_counted_over_a_restart(
+    train: Any, config: PriorTrainConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = replace(config, num_steps=6, max_bad_steps=2)
+    with monkeypatch.context() as patch:
+        poison(patch, {2, 3, 5})
+        message = (r"step 5: 3 steps had a loss .* not finite, `prior_train.max_bad_steps` is 2; lower .*; "
+                   r"last good checkpoint: .*prior\.checkpoint, step 4")  # fmt: skip
+        with pytest.raises(FloatingPointError, match=message):
+            train(config)
+    poison(monkeypatch, set())
+    prior = train(replace(config, max_bad_steps=20))  # with more patience it goes on there
+    assert all(parameter.isfinite().all() for parameter in prior.parameters())
+    state = torch.load(tmp_path / "prior.checkpoint", weights_only=True)
+    assert (state["step"], state["num_bad_steps"]) == (6, 2)
+
+
+def test_a_training_without_a_finite_loss_leaves_no_prior(
+    train: Any, config: PriorTrainConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    poison(monkeypatch, set(range(1, 5)))
+    with pytest.raises(FloatingPointError, match=r"step 4: 4 steps had .*; last good checkpoint: .*, step 2"):
+        train(config)
+    assert torch.load(tmp_path / "prior.checkpoint", weights_only=True)["step"] == 2
 
 
 def test_a_checkpoint_of_another_configuration_is_refused(train: Any, config: PriorTrainConfig) -> None:

@@ -1,4 +1,5 @@
 from pathlib import Path
+from typing import Any
 
 import h5py
 import numpy as np
@@ -94,3 +95,42 @@ def test_wrong_files_are_named(dnd: Path, tmp_path: Path) -> None:
         file["raw"] = 1
     with pytest.raises(ValueError, match=r"0001\.mat must hold `InoisySRGB`, got raw"):
         read_noisy(tmp_path, 0)
+
+
+def write_claim(path: Path, name: str, shape: tuple[int, ...], **settings: Any) -> None:
+    """Write a file of a few kilobytes whose header claims an array of `shape`, none of which is stored."""
+    path.parent.mkdir(exist_ok=True)
+    with h5py.File(path, "w") as file:
+        file.create_dataset(name, shape, **{"dtype": np.float64, "chunks": tuple(min(n, 64) for n in shape)} | settings)
+    assert path.stat().st_size < 100_000
+
+
+def test_arrays_that_claim_to_be_huge_are_refused(tmp_path: Path) -> None:
+    image, info = tmp_path / "images_srgb" / "0001.mat", tmp_path / "info.mat"
+    write_claim(image, "InoisySRGB", (3, 10**6, 10**6))
+    with pytest.raises(ValueError, match=r"0001\.mat must hold at most 267000000 numbers in InoisySRGB, got"):
+        read_noisy(tmp_path, 0)
+    write_claim(image, "InoisySRGB", (3, 8, 8), chunks=(3, 2**14, 2**14), maxshape=(3, None, None))
+    with pytest.raises(ValueError, match=r"0001\.mat must hold at most 267000000 numbers"):
+        read_noisy(tmp_path, 0)
+    write_claim(image, "InoisySRGB", (3, 8, 8), dtype="S1000000")
+    with pytest.raises(ValueError, match=r"0001\.mat must hold at most .* numbers"):
+        read_noisy(tmp_path, 0)
+    write_claim(info, "info/boundingboxes", (10**12,), dtype=h5py.ref_dtype)
+    with pytest.raises(ValueError, match=r"info\.mat must hold at most 50 numbers in info/boundingboxes"):
+        read_boxes(tmp_path)
+    write_claim(info, "info/boundingboxes", (50,), dtype=h5py.ref_dtype)
+    with pytest.raises(ValueError, match=r"info\.mat cannot be read as a MATLAB 7\.3 \(HDF5\) file"):  # null references
+        read_boxes(tmp_path)
+
+
+def test_an_array_of_another_file_is_refused(dnd: Path, tmp_path: Path) -> None:
+    (tmp_path / "images_srgb").mkdir()
+    other = dnd / "images_srgb" / "0001.mat"
+    with h5py.File(tmp_path / "images_srgb" / "0001.mat", "w") as file:
+        file["InoisySRGB"] = h5py.ExternalLink(str(other), "InoisySRGB")
+    with h5py.File(tmp_path / "images_srgb" / "0002.mat", "w") as file:
+        file.create_dataset("InoisySRGB", (3, 8, 8), np.uint8, external=[(str(other), 0, 192)])
+    for index in (0, 1):
+        with pytest.raises(ValueError, match=rf"000{index + 1}\.mat must hold the array InoisySRGB itself"):
+            read_noisy(tmp_path, index)

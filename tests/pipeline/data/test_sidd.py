@@ -8,6 +8,7 @@ import pytest
 import scipy.io
 from scipy.io import savemat
 
+from pipeline.data import sidd
 from pipeline.data.datasets import open_dataset
 
 NOISY, CLEAN = "ValidationNoisyBlocksSrgb", "ValidationGtBlocksSrgb"
@@ -77,4 +78,12 @@ def test_a_header_that_claims_more_than_the_file_can_hold_is_refused(
     assert content.count(sound) == 1
     path.write_bytes(content.replace(sound, struct.pack("<5i", *shape)))
     with pytest.raises(ValueError, match=rf"{CLEAN}\.mat is damaged: its header claims"):
+        open_dataset(tmp_path / f"{NOISY}.mat")
+
+
+def test_more_blocks_than_any_such_file_has_are_refused(
+    tmp_path: Path, blocks: dict[str, np.ndarray], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sidd, "_MAX_VALUES", blocks[CLEAN].size - 1)
+    with pytest.raises(ValueError, match=r"\.mat is damaged: its header claims"):
         open_dataset(tmp_path / f"{NOISY}.mat")

@@ -345,7 +345,7 @@ def test_a_table_of_other_columns_is_not_overwritten(
 ) -> None:
     (tmp_path / "evaluation.csv").write_text("mine\n1\n")
     line = fail(capsys, "noisy", "--data", str(work / "set"), "--output", str(tmp_path))
-    assert "evaluation.csv must have the columns model, dataset" in line and "['mine']" in line
+    assert "evaluation.csv cannot be read: it must have the columns model, dataset" in line and "['mine']" in line
     assert (tmp_path / "evaluation.csv").read_text() == "mine\n1\n"
 
 

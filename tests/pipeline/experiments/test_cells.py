@@ -1,7 +1,9 @@
 """The files that an experiment goes on from."""
 
+import json
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -46,6 +48,18 @@ def test_a_damaged_record_is_named(tmp_path: Path) -> None:
     write_record(tmp_path, record("slow", 0))
     path.rename(record_path(tmp_path, "run", "slow", 7))
     with pytest.raises(ValueError, match="slow-seed7.json holds the record of another cell: run slow-seed0"):
+        read_records(tmp_path)
+
+
+@pytest.mark.parametrize(
+    "change", [{"values": 3}, {"values": {"psnr_db": "high"}}, {"values": {"psnr_db": float("nan")}}, {"seed": "0"},
+               {"seconds": None}, {"started_at": 10**400}],
+)  # fmt: skip
+def test_a_record_of_other_types_is_named(tmp_path: Path, change: dict[str, Any]) -> None:
+    path = record_path(tmp_path, "run", "slow", 0)
+    path.parent.mkdir()
+    path.write_text(json.dumps(vars(record()) | change))
+    with pytest.raises(ValueError, match="slow-seed0.json is no record of a cell: "):
         read_records(tmp_path)
 
 
