@@ -11,6 +11,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +24,7 @@ from pipeline.checkpoint import load_checkpoint, restoring, save_checkpoint, sav
 from pipeline.cluster import cluster_address, load_op_files, read_op_files
 from pipeline.config import Config
 from pipeline.data.images import TRAINING_PHOTOGRAPHS, VALIDATION_PHOTOGRAPHS
-from pipeline.data.loading import load_images
+from pipeline.data.loading import UnusableImagesError, load_images
 from pipeline.evaluate import ImageScore, evaluate_denoiser, mean_score
 from pipeline.part_search import PartSearchResult
 from pipeline.pictures import ComparisonRow, comparison_figure
@@ -357,16 +358,7 @@ def open_run(
         num_layers=config.space.num_layers,
         candidate_ops=config.space.candidate_ops,
     )
-    patch_size = max(config.search.patch_size, config.retrain.patch_size)
-    paired = config.noise.model == "pairs"
-    training = load_images(
-        config.data.training, photographs=TRAINING_PHOTOGRAPHS, paired=paired, minimum_size=patch_size,
-        exclude=config.data.exclude, promote_grey=config.data.promote_grey, cache=config.data.cache, progress=progress,
-    )  # fmt: skip
-    validation = load_images(
-        config.data.validation, photographs=VALIDATION_PHOTOGRAPHS, paired=paired, minimum_size=16,
-        promote_grey=config.data.promote_grey, cache=config.data.cache, progress=progress,
-    )  # fmt: skip
+    training, validation = _load_both(config, progress)
     if searches:
         split_training_images(config, training)  # refuses what cannot be divided
     folder = Path(config.output)
@@ -375,6 +367,30 @@ def open_run(
         config=config, folder=folder, space=space, prior=prior, training_images=training,
         validation_images=validation, progress=progress, log=log,
     )  # fmt: skip
+
+
+def _load_both(config: Config, progress: Progress) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
+    """Return training and validation images by name; what cannot be used of both is named at once."""
+    load = partial(
+        load_images, paired=config.noise.model == "pairs", promote_grey=config.data.promote_grey,
+        cache=config.data.cache, progress=progress,
+    )  # fmt: skip
+    patch_size = max(config.search.patch_size, config.retrain.patch_size)
+    wanted = (
+        partial(load, config.data.training, photographs=TRAINING_PHOTOGRAPHS, minimum_size=patch_size,
+                exclude=config.data.exclude),
+        partial(load, config.data.validation, photographs=VALIDATION_PHOTOGRAPHS, minimum_size=16),
+    )  # fmt: skip
+    found, problems = [], []
+    for load_set in wanted:
+        try:
+            found.append(load_set())
+        except UnusableImagesError as error:
+            problems.append(str(error))
+    if problems:
+        raise UnusableImagesError("\n".join(problems))
+    training, validation = found
+    return training, validation
 
 
 def _own_device(config: Config) -> torch.device:

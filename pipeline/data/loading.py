@@ -18,6 +18,10 @@ from pipeline.metrics import SSIM_WINDOW_SIZE
 _MIN_PROGRESS = 20  # fewer images are read within a moment
 
 
+class UnusableImagesError(ValueError):
+    """Images that cannot be read, are grey, too small or of two sizes in a pair: a line for each."""
+
+
 def load_images(
     sources: Sequence[str],
     *,
@@ -47,8 +51,8 @@ def load_images(
 
     Raises:
         FileNotFoundError: a source does not exist.
-        ValueError: no sources, clean images where pairs are wanted, a name to exclude that is not there, or images that
-            cannot be read, are grey, too small or of two sizes in a pair: all of them are named at once.
+        ValueError: no sources, clean images where pairs are wanted, or a name to exclude that is not there.
+        UnusableImagesError: some images cannot be used; all of them are named at once.
     """
     if not sources:
         raise ValueError("the list of image sources must hold at least one, got none")
@@ -90,7 +94,7 @@ def check_datasets(datasets: Iterable[Dataset]) -> None:
     """Decode every image once, before they are scored.
 
     Raises:
-        ValueError: some cannot be used; those of all sets are named at once.
+        UnusableImagesError: some cannot be used; those of all sets are named at once.
     """
     _raise([problem for dataset in datasets for problem in _problems(dataset)])
 
@@ -116,7 +120,7 @@ def _too_small(image: np.ndarray, dataset: Dataset, name: str, minimum_size: int
 def _raise(problems: Iterable[str]) -> None:
     distinct = dict.fromkeys(problems)  # images of one file fail for one reason
     if distinct:
-        raise ValueError("\n".join(distinct))
+        raise UnusableImagesError("\n".join(distinct))
 
 
 def _read(dataset: Dataset, name: str, *, paired: bool, promote_grey: bool, cache: Path | None) -> np.ndarray:

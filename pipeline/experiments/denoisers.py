@@ -21,7 +21,7 @@ from pipeline.config import Config
 from pipeline.data.datasets import Dataset, open_dataset
 from pipeline.data.images import read_image, to_8_bit, white_level, write_image
 from pipeline.denoise import denoise_image
-from pipeline.evaluate import evaluate_denoiser, mean_score, score_image
+from pipeline.evaluate import ImageScore, evaluate_denoiser, mean_score, score_image
 from pipeline.evaluation.noise import PAIRS, NoisySample, TestNoise, noises_of
 from pipeline.experiments.cells import FILES_FOLDER, cell_name
 from pipeline.experiments.drawing import new_figure, save_figure
@@ -157,7 +157,7 @@ def _block_matching(job: CellJob, config: Config) -> Values:
 
 
 def _scores(job: CellJob, config: Config, denoiser: Callable[[float | None], nn.Module]) -> Values:
-    """Return `psnr_db` and `ssim` on the validation images, and `psnr_db SET NOISE` on the sets of the settings.
+    """Return `psnr_db` and `ssim` on the validation images, and the same with ` SET NOISE` on the sets of the settings.
 
     Args:
         job: of the cell; crops of the first validation image, and of the first image of every set with the last noise
@@ -177,15 +177,16 @@ def _scores(job: CellJob, config: Config, denoiser: Callable[[float | None], nn.
     values = {"psnr_db": mean.psnr_db, "ssim": mean.ssim}
     for number, (dataset, noise, is_drawn) in enumerate(_sets(config), start=1):
         denoise = partial(denoise_image, denoiser(noise.sigma), tile_size=tile_size, device=config.device)
-        found: list[float] = []
+        found: list[ImageScore] = []
         for sample in _spread(noise.samples(dataset), len(dataset), config.experiment.max_images):
             score = score_image(
                 denoise, name=sample.name, clean=sample.clean, noisy=sample.noisy, keep_images=is_drawn and not found
             )
             if score.denoised is not None:
                 _save_crop(job.folder, number, f"{dataset.name} {noise.name}", score.denoised, sample.clean)
-            found.append(score.psnr_db)
-        values[f"psnr_db {dataset.name} {noise.name}"] = fmean(found)
+            found.append(score)
+        mean = mean_score(found)
+        values |= {f"psnr_db {dataset.name} {noise.name}": mean.psnr_db, f"ssim {dataset.name} {noise.name}": mean.ssim}
     return values
 
 
@@ -256,6 +257,7 @@ EXPERIMENT = Experiment(
     columns=(
         PSNR, *COST_COLUMNS,
         *(Column(key=f"psnr_db {name} {noise}", title=f"{name} {noise}, dB") for name, noise in _COLUMNS),
+        Column(key=f"ssim PolyU100 {PAIRS}", title=f"PolyU100 {PAIRS}, SSIM", digits=4),
     ),
     claims=tuple(
         Claim(text=f"the searched network is better than {label}", margin=compare("psnr_db", SEARCHED, name), unit="dB",

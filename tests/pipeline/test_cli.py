@@ -176,6 +176,19 @@ def test_an_unreadable_image_gives_one_line(
     assert "image none.png does not exist" in fail(capsys, "denoise", model, "none.png", "--output", "out")
 
 
+def test_unusable_images_of_both_sets_are_named_together(
+    capsys: pytest.CaptureFixture[str], photograph: str, elsewhere: Path
+) -> None:
+    for folder in ("mine", "yours"):
+        (elsewhere / folder).mkdir()
+        (elsewhere / folder / f"broken-{folder}.png").write_bytes(Path(photograph).read_bytes()[:100])
+    settings = ["data.training=mine", "data.validation=yours"]
+    assert main(["run", "--config", "tiny", "--output", "out", *settings]) == 2
+    first, second = capsys.readouterr().err.splitlines()
+    assert "broken-mine.png cannot be decoded" in first and "broken-yours.png cannot be decoded" in second
+    assert not (elsewhere / "out").exists()
+
+
 @pytest.mark.parametrize("tile_size", ["0", "16"])
 def test_an_impossible_tile_gives_one_line(
     capsys: pytest.CaptureFixture[str], model: str, photograph: str, elsewhere: Path, tile_size: str

@@ -44,4 +44,4 @@ def test_pairs_without_noise_leave_null_which_is_recorded_again(tmp_path: Path) 
     tracker: Any = Recorder()
     record_run(run, tracker, found)
     assert "psnr_db_noisy" not in tracker.metrics and tracker.metrics["psnr_db"] == 41.0
-    assert "| PSNR, dB | infinite | 40.00 | 41.00 |" in tracker.description
+    assert "| PSNR, dB | inf | 40.00 | 41.00 |" in tracker.description
