@@ -7,7 +7,6 @@ import argparse
 import json
 import logging
 from contextlib import ExitStack
-from importlib.util import find_spec
 from pathlib import Path
 
 from rich.console import Console
@@ -28,7 +27,6 @@ def experiment_command(options: argparse.Namespace, console: Console) -> None:
     from pipeline.cluster import ray_session
     from pipeline.data.datasets import open_dataset
     from pipeline.data.loading import check_datasets
-    from pipeline.evaluation.models import BLOCK_MATCHING
     from pipeline.evaluation.noise import noises_of
     from pipeline.experiments.cells import claim_experiment, read_records
     from pipeline.experiments.experiment import Inputs
@@ -50,9 +48,10 @@ def experiment_command(options: argparse.Namespace, console: Console) -> None:
     for dataset in sets:
         noises_of(dataset, config.experiment.noise)
     check_datasets(sets)
-    if BLOCK_MATCHING in [variant.name for variant in experiment.variants] and find_spec(BLOCK_MATCHING) is None:
-        _logger.warning("the package bm3d is not installed: row bm3d is recorded without numbers; to have them, first "
-                        "pip install 'denoise-nas[bm3d]'")  # fmt: skip
+    for variant in experiment.variants:
+        if not variant.is_possible:
+            _logger.warning("the package %s is not installed: row %s is left empty; pip install 'denoise-nas[%s]', and "
+                            "the same command fills it", variant.package, variant.name, variant.package)  # fmt: skip
     with ExitStack() as stack:
         progress = stack.enter_context(ProgressReport(console))
         run = open_run(config, progress=progress)

@@ -148,11 +148,9 @@ def _build(job: CellJob) -> nn.Module:
 
 
 def _block_matching(job: CellJob, config: Config) -> Values:
-    """Score BM3D with the true sigma where there is one; no numbers where its package is not installed."""
-    try:
-        from pipeline.evaluation.block_matching import BM3D
-    except ModuleNotFoundError:
-        return {}
+    """Score BM3D with the true sigma where there is one."""
+    from pipeline.evaluation.block_matching import BM3D
+
     return _scores(job, config.with_settings({"device": "cpu"}), lambda sigma: BM3D(sigma=sigma))
 
 
@@ -247,7 +245,7 @@ EXPERIMENT = Experiment(
     ),
     variants=(
         Variant(name=NOISY, label="noisy input", is_seeded=False),
-        Variant(name=BLOCK_MATCHING, label="BM3D", is_seeded=False, paper=_paper(BLOCK_MATCHING)),
+        Variant(name=BLOCK_MATCHING, label="BM3D", is_seeded=False, package="bm3d", paper=_paper(BLOCK_MATCHING)),
         Variant(name="dncnn", label="DnCNN", paper=_paper("dncnn")),
         Variant(name="plain-unet", label="plain U-Net"),
         Variant(name="nafnet", label="NAFNet"),

@@ -5,6 +5,7 @@ Made by the files of this folder, one experiment each; carried out by `runner`.
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from importlib.util import find_spec
 from pathlib import Path
 
 import numpy as np
@@ -62,13 +63,20 @@ class Variant:
         name: in files and on the command line: lower case letters, digits and hyphens.
         label: in tables and figures.
         is_seeded: its numbers depend on the seed. Otherwise they are made once, for the first seed, and hold for all.
+        package: that it needs. While it is not installed its row is empty; a later command makes up for it.
         paper: the paper's own figures, by key of a column.
     """
 
     name: str
     label: str
     is_seeded: bool = True
+    package: str | None = None
     paper: Mapping[str, float] = field(default_factory=dict)
+
+    @property
+    def is_possible(self) -> bool:
+        """Whether the package that it needs is installed."""
+        return self.package is None or find_spec(self.package) is not None
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -45,7 +45,7 @@ def run_cells(
         experiment: what to carry out.
         config: the preset.
         inputs: images and prices.
-        seeds: of the cells of every variant.
+        seeds: of the cells of every variant whose package is installed.
         folder: of the experiment.
         progress: called with (stage, cells done, cells).
         on_record: called with every new record, after it is on disk.
@@ -63,7 +63,7 @@ def run_cells(
             (variant.name, seed)
             for seed in seeds
             for variant in experiment.variants
-            if variant.is_seeded or seed == seeds[0]
+            if variant.is_possible and (variant.is_seeded or seed == seeds[0])
         ]
         missing = [cell for cell in cells if not record_path(folder, stage, *cell).exists()]
         is_alone = stage == "measure" or experiment.run_alone

@@ -391,7 +391,7 @@ def test_bm3d_that_is_missing_is_said_before_the_experiment_begins(
     def warnings(name: str) -> int:
         caplog.clear()
         fail(capsys, "experiment", name, "--config", "tiny", "data.training=missing")  # ends before any work
-        return caplog.text.count("the package bm3d is not installed: row bm3d is recorded without numbers")
+        return caplog.text.count("the package bm3d is not installed: row bm3d is left empty")
 
     monkeypatch.setitem(sys.modules, "bm3d", None)  # what a missing package looks like to an import
     assert warnings("denoisers") == 1

@@ -2,13 +2,18 @@
 
 import json
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from pipeline.cli import main
 from pipeline.cluster import ray_session
+from pipeline.config import load_config
 from pipeline.experiments import EXPERIMENTS, load_experiment
+from pipeline.experiments.cells import read_records, values_by_seed
+from pipeline.experiments.experiment import Inputs, Values
+from pipeline.experiments.runner import run_cells
 from pipeline.settings import RayConfig
 from pipeline.tracking import MlflowClient, MlflowException
 
@@ -67,6 +72,22 @@ def test_finished_cells_are_never_repeated(finished: Path) -> None:
     assert after.pop("run/model-4-seed0") > before.pop("run/model-4-seed0")
     assert {name: after[name] for name in before} == before
     assert json.loads((finished / "results.json").read_text())["seeds"] == [0, 1]
+
+
+def test_a_missing_package_leaves_its_row_empty_until_it_is_there(tmp_path: Path, inputs: Inputs) -> None:
+    found = load_experiment("resampling")
+    needy, other = found.variants[:2]
+
+    def run_with(package: str) -> Values:
+        asked = replace(found, variants=(replace(needy, package=package), other), measure=None)
+        run_cells(asked, load_config("tiny"), inputs, seeds=[0], folder=tmp_path, progress=lambda *_: None,
+                  on_record=lambda _: None)  # fmt: skip
+        (values,) = values_by_seed(read_records(tmp_path), asked).values()
+        assert "psnr_db" in values[other.name]
+        return values[needy.name]
+
+    assert run_with("no_such_package") == {}
+    assert "psnr_db" in run_with("json")
 
 
 def test_mlflow_holds_every_cell_and_the_table(finished: Path) -> None:
