@@ -24,7 +24,7 @@ from pipeline.collect import collect
 from pipeline.collection_tracking import CollectionTracking
 from pipeline.config import load_config
 from pipeline.records import Record
-from pipeline.run import locked, open_run
+from pipeline.run import claimed, open_run
 
 MARK = "DENOISE_NAS_SOAK"
 SETTINGS = ["ray.cpus_per_part=0.3", "collect.shared_steps=20", "collect.proxy_size=32"]
@@ -89,7 +89,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as temporary:
         config = load_config("tiny", [f"output={temporary}/collection", *SETTINGS])
         run = open_run(config)
-        with locked(run.folder):
+        with claimed(run):
             tracking = CollectionTracking(run.folder, config.tracking_uri, config)
             with tracking.sender() as sender, ray_session(config.ray):
 

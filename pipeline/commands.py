@@ -319,11 +319,11 @@ def _load_denoiser(options: argparse.Namespace) -> Any:
 @contextmanager
 def _opened(config: Config, console: Console, *, searches: bool = False) -> Iterator[Any]:
     """Show progress, open the run and keep its folder from other commands."""
-    from pipeline.run import locked, open_run
+    from pipeline.run import claimed, open_run
 
     with ProgressReport(console) as progress:
         run = open_run(config, searches=searches, progress=progress)
-        with locked(run.folder):
+        with claimed(run):
             yield run
 
 

@@ -22,7 +22,7 @@ from latency import DeviceInfo, LatencyTable, TimingRule, build_table, measure_n
 from ops.files import remove_partial_files, written_beside
 from pipeline.checkpoint import load_checkpoint, restoring, save_checkpoint, save_weights
 from pipeline.cluster import cluster_address, load_op_files, read_op_files
-from pipeline.config import Config
+from pipeline.config import Config, load_config
 from pipeline.data.images import TRAINING_PHOTOGRAPHS, VALIDATION_PHOTOGRAPHS
 from pipeline.data.loading import UnusableImagesError, load_images
 from pipeline.evaluate import ImageScore, evaluate_denoiser, mean_score
@@ -331,7 +331,7 @@ class Run:
 def open_run(
     config: Config, *, searches: bool = False, progress: Progress = _no_progress, log: MetricLog = _no_log
 ) -> Run:
-    """Check everything that a run needs before any work starts, and make its folder.
+    """Check everything that a run needs before any work starts; its folder is made by `claimed`.
 
     Args:
         config: settings.
@@ -341,7 +341,7 @@ def open_run(
 
     Raises:
         FileNotFoundError: a data folder, prior or operator file is missing.
-        ValueError: unreadable images, impossible settings, or a folder that holds a run of other settings.
+        ValueError: unreadable images or impossible settings.
     """
     load_op_files(read_op_files(config.space.op_files))
     if config.device == "cuda" and not torch.cuda.is_available() and cluster_address(config.ray) is None:
@@ -361,10 +361,8 @@ def open_run(
     training, validation = _load_both(config, progress)
     if searches:
         split_training_images(config, training)  # refuses what cannot be divided
-    folder = Path(config.output)
-    _claim_folder(folder, config)
     return Run(
-        config=config, folder=folder, space=space, prior=prior, training_images=training,
+        config=config, folder=Path(config.output), space=space, prior=prior, training_images=training,
         validation_images=validation, progress=progress, log=log,
     )  # fmt: skip
 
@@ -407,6 +405,7 @@ def locked(folder: Path) -> Iterator[None]:
     Raises:
         ValueError: another process does.
     """
+    folder.mkdir(parents=True, exist_ok=True)
     with open(folder / ".lock", "w") as handle:
         try:
             fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -415,6 +414,26 @@ def locked(folder: Path) -> Iterator[None]:
                 f"another process is working in {folder}; wait for it or choose another `output`"
             ) from None
         remove_partial_files(folder)
+        yield
+
+
+@contextmanager
+def claimed(run: Run) -> Iterator[None]:
+    """Keep other processes from the run's folder, and mark it as this run's.
+
+    Raises:
+        ValueError: another process works there, or it holds a run of other settings.
+    """
+    with locked(run.folder):
+        stored = run.path("config.yaml")
+        if not stored.exists():
+            run.config.save(stored)
+        found, own = load_config(str(stored)).config_hash, run.config.config_hash
+        if found != own:
+            raise ValueError(
+                f"{run.folder} holds a run of other settings (config_hash {found}, this is {own}); choose another "
+                "`output` or remove the folder"
+            )
         yield
 
 
@@ -436,22 +455,6 @@ def derive_again(run: Run, *, threshold: float) -> Genotype:
 def replace_log(run: Run, log: MetricLog) -> Run:
     """Return the run with another receiver of metrics."""
     return replace(run, log=log)
-
-
-def _claim_folder(folder: Path, config: Config) -> None:
-    from pipeline.config import load_config
-
-    stored = folder / "config.yaml"
-    if stored.exists():
-        found = load_config(str(stored)).config_hash
-        if found != config.config_hash:
-            raise ValueError(
-                f"{folder} holds a run of other settings (config_hash {found}, this is {config.config_hash}); "
-                "choose another `output` or remove the folder"
-            )
-        return
-    folder.mkdir(parents=True, exist_ok=True)
-    config.save(stored)
 
 
 def _image(image: np.ndarray | None) -> np.ndarray:

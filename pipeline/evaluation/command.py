@@ -48,7 +48,6 @@ def evaluate_command(options: argparse.Namespace, console: Console) -> None:
     folder = Path(options.output) if options.output else None
     with ExitStack() as stack:
         if folder is not None:
-            folder.mkdir(parents=True, exist_ok=True)
             stack.enter_context(locked(folder))
         table = Table(folder)
         tracking = None if folder is None else stack.enter_context(_tracking(folder, options.tracking_uri))

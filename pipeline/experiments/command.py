@@ -33,7 +33,7 @@ def experiment_command(options: argparse.Namespace, console: Console) -> None:
     from pipeline.experiments.experiment_tracking import ExperimentTracking
     from pipeline.experiments.report import write_results
     from pipeline.experiments.runner import run_cells
-    from pipeline.run import locked, open_run
+    from pipeline.run import claimed, open_run
     from pipeline.tracking import how_to_see
 
     if options.name is None:
@@ -55,7 +55,7 @@ def experiment_command(options: argparse.Namespace, console: Console) -> None:
     with ExitStack() as stack:
         progress = stack.enter_context(ProgressReport(console))
         run = open_run(config, progress=progress)
-        stack.enter_context(locked(run.folder))
+        stack.enter_context(claimed(run))
         claim_experiment(run.folder, experiment, config)
         tracking = stack.enter_context(ExperimentTracking(run.folder, config.tracking_uri, experiment, config))
         sender = stack.enter_context(tracking.sender())

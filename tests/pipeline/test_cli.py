@@ -19,7 +19,7 @@ from pipeline.cli import main
 from pipeline.config import load_config
 from pipeline.data.images import decode_image, read_image, to_16_bit, white_level, write_image
 from pipeline.priors import MIRNet, load_prior, save_prior
-from pipeline.run import locked
+from pipeline.run import claimed, locked, open_run
 
 COMMANDS = (
     "run", "latency build", "prior train", "baseline train", "search", "derive", "retrain", "evaluate", "denoise",
@@ -143,8 +143,8 @@ def test_an_excluded_image_that_is_not_there_gives_one_line(
     assert "`data.exclude` names 'b', which is not in" in line
 
 
-def test_a_folder_of_another_run_gives_one_line(capsys: pytest.CaptureFixture[str]) -> None:
-    fail(capsys, "derive", "--config", "tiny", "--output", "mine")  # no search yet, but the folder is claimed
+def test_a_folder_of_another_run_gives_one_line(capsys: pytest.CaptureFixture[str], elsewhere: Path) -> None:
+    load_config("tiny", ["output=mine"]).save(elsewhere / "mine" / "config.yaml")
     line = fail(capsys, "search", "--config", "tiny", "--output", "mine", "seed=1")
     assert "mine holds a run of other settings" in line
 
@@ -152,6 +152,7 @@ def test_a_folder_of_another_run_gives_one_line(capsys: pytest.CaptureFixture[st
 def test_deriving_without_a_search_gives_one_line(capsys: pytest.CaptureFixture[str]) -> None:
     line = fail(capsys, "derive", "--config", "tiny", "--output", "mine")
     assert "mine holds no finished search; run `denoise-nas search` first" in line
+    assert not Path("mine").exists()
 
 
 @pytest.mark.parametrize("command", ["denoise", "evaluate"])
@@ -335,10 +336,11 @@ def test_ctrl_c_exits_with_130(
     assert "the same command goes on" in capsys.readouterr().err
 
 
-def test_the_saved_configuration_is_the_resolved_one(capsys: pytest.CaptureFixture[str], elsewhere: Path) -> None:
-    fail(capsys, "derive", "--config", "tiny", "--output", "mine", "seed=4")
+def test_the_saved_configuration_is_the_resolved_one(elsewhere: Path) -> None:
+    config = load_config("tiny", ["output=mine", "seed=4"])
+    with claimed(open_run(config)):
+        assert load_config("mine/config.yaml") == config
     assert "seed: 4" in (elsewhere / "mine" / "config.yaml").read_text()
-    assert json.dumps("mine").strip('"') in (elsewhere / "mine" / "config.yaml").read_text()
 
 
 HOLD = """
@@ -364,6 +366,7 @@ def test_a_second_command_in_a_folder_is_refused_until_the_first_is_gone_however
         assert holder.stdout is not None and holder.stdout.readline() == "locked\n"
         assert main(command) == 2
         assert f"another process is working in {folder}; wait for it or choose another" in capsys.readouterr().err
+        assert not (folder / "config.yaml").exists()  # it is not the second one's
     finally:
         holder.kill()
         holder.communicate()
