@@ -120,6 +120,8 @@ def draw(values: Mapping[int, Mapping[str, Values]], folder: Path) -> list[Path]
         text = labels[name] if name in best else f"{labels[name]} (dominated)"
         axis.annotate(text, (ms, psnr), textcoords="offset points", xytext=(5, -11))
     axis.set_xscale("log")
+    axis.xaxis.set_major_formatter("{x:g}")
+    axis.xaxis.set_minor_formatter("{x:g}")
     axis.set_xlabel("measured ms")
     axis.set_ylabel("PSNR (rounded), dB")
     paths = [save_figure(figure, folder, "front")]
