@@ -11,6 +11,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from latency import predict_latency_ms
 from ops.files import write_atomically
@@ -39,25 +40,33 @@ def shared_architectures(
 ) -> tuple[list[Genotype], list[PartSupernet]]:
     """Return `num` architectures, the same for all cells, and three supernets, the same for all cells of a seed."""
     folder = job.folder.parent
-    drawn, trained = folder / "architectures.json", folder / f"supernets-{config.seed}.pt"
+    drawn = folder / "architectures.json"
     with _locked(folder / "architectures.lock"):
         if not drawn.exists():
             genotypes = _near_equal(job, config, space, num)
             write_atomically(drawn, json.dumps([genotype.to_dict() for genotype in genotypes]))
-    with _locked(folder / f"supernets-{config.seed}.lock"):
-        if not trained.exists():
-            collect = config.collect
-            weights = [
-                train_shared_supernet(
+    supernets = load_supernets(space, _supernet_weights(folder, config, space, inputs))
+    return [Genotype.from_dict(record) for record in json.loads(drawn.read_text())], supernets
+
+
+def _supernet_weights(
+    folder: Path, config: Config, space: SearchSpace, inputs: SearchInputs
+) -> list[dict[str, Tensor]]:
+    """Return the weights of the three supernets; cells that need them at the same time train different parts."""
+    collect = config.collect
+    paths = [folder / f"supernet-{config.seed}-part{index}.pt" for index in range(NUM_PARTS)]
+    for waits in (False, True):
+        for index, path in enumerate(paths):
+            with _locked(path.with_suffix(".lock"), waits=waits) as is_ours:
+                if not is_ours or path.exists():
+                    continue
+                weights = train_shared_supernet(
                     index, space, part_data(config, inputs, index), num_steps=collect.shared_steps,
                     batch_size=collect.shared_batch_size, learning_rate=collect.shared_learning_rate, seed=config.seed,
                     device=torch.device(config.device), max_bad_steps=config.search.max_bad_steps,
-                )
-                for index in range(NUM_PARTS)
-            ]  # fmt: skip
-            save_checkpoint(trained, {"parts": weights})
-    supernets = load_supernets(space, load_checkpoint(trained)["parts"])
-    return [Genotype.from_dict(record) for record in json.loads(drawn.read_text())], supernets
+                )  # fmt: skip
+                save_checkpoint(path, weights)
+    return [load_checkpoint(path) for path in paths]
 
 
 def _near_equal(job: CellJob, config: Config, space: SearchSpace, num: int) -> list[Genotype]:
@@ -87,8 +96,12 @@ def predicted_ms(job: CellJob, genotype: Genotype, size: int) -> float:
 
 
 @contextmanager
-def _locked(path: Path) -> Iterator[None]:
-    """Let one cell at a time in; a process that dies lets go."""
+def _locked(path: Path, *, waits: bool = True) -> Iterator[bool]:
+    """Let one cell at a time in, and tell whether it is this one; a process that dies lets go."""
     with open(path, "w") as handle:
-        fcntl.flock(handle, fcntl.LOCK_EX)
-        yield
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | (0 if waits else fcntl.LOCK_NB))
+        except BlockingIOError:
+            yield False
+            return
+        yield True

@@ -1,6 +1,8 @@
+import fcntl
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -45,6 +47,26 @@ def test_a_cell_has_every_proxy_and_target_and_repeats_itself(job: CellJob) -> N
     again = replace(job, folder=job.folder.parent / "repeated")  # finds the supernets and architectures of the first
     again.folder.mkdir()
     assert proxies.run(again) == values
+
+
+def test_cells_that_need_supernets_at_the_same_time_train_different_parts(
+    job: CellJob, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """While somebody is at part 0, the others are trained, and then it is waited for."""
+    trained: list[int] = []
+    train = random_architectures.train_shared_supernet
+    theirs = open(job.folder.parent / "supernet-0-part0.lock", "w")
+    fcntl.flock(theirs, fcntl.LOCK_EX)
+
+    def record(index: int, *args: Any, **settings: Any) -> dict[str, torch.Tensor]:
+        trained.append(index)
+        if index == 2:
+            theirs.close()  # they were killed: nothing was written
+        return train(index, *args, **settings)
+
+    monkeypatch.setattr(random_architectures, "train_shared_supernet", record)
+    proxies.run(job)
+    assert trained == [1, 2, 0]
 
 
 @pytest.mark.parametrize("features", ["cached", "live"])
