@@ -128,9 +128,9 @@ def read_records(folder: Path) -> list[CellRecord]:
 
 
 def values_by_seed(records: Sequence[CellRecord], experiment: Experiment) -> dict[int, dict[str, Values]]:
-    """Return the numbers by seed and variant, of the seeds for which no cell is missing but those of packages."""
+    """Return the numbers by seed and variant, of the seeds with all cells, but for those that need a package."""
     stages = {"run"} if experiment.measure is None else set(STAGES)
-    needless = {variant.name for variant in experiment.variants if variant.package is not None}
+    optional = {variant.name for variant in experiment.variants if variant.package is not None}
     found: dict[tuple[int, str], dict[str, Values]] = {}
     for record in records:
         found.setdefault((record.seed, record.variant), {})[record.stage] = record.values
@@ -141,7 +141,7 @@ def values_by_seed(records: Sequence[CellRecord], experiment: Experiment) -> dic
             variant.name: found.get((seed if variant.is_seeded else seeds[0], variant.name), {})
             for variant in experiment.variants
         }
-        if all(name in needless or set(cell) >= stages for name, cell in cells.items()):
+        if all(name in optional or set(cell) >= stages for name, cell in cells.items()):
             complete[seed] = {name: {k: v for values in cell.values() for k, v in values.items()}
                               for name, cell in cells.items()}  # fmt: skip
     return complete

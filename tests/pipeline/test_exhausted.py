@@ -67,7 +67,8 @@ def test_a_part_without_memory_is_one_line_and_the_same_command_goes_on(
     with monkeypatch.context() as scarce:
         scarce.setattr(part_actors, "start_part_actor", limited)
         line = error_line(capsys, *command)
-    assert "the search of part 1 failed: " in line and "memory" in line
+    assert "the search of part 1 failed: " in line
+    assert "can't allocate memory" in line or "there may be too little memory" in line  # torch's words, or oneDNN's
     assert main(command) == 0
     assert (tmp_path / "run" / "genotype.json").exists()
 
