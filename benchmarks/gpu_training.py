@@ -4,9 +4,10 @@
 
 Part searches: C = 64, 128x128, batch 16, live features of a MIRNet of published size with random weights (the work is
 the same); a step is one architecture and one weight step, as after the warm-up. Retraining: L1 alone, batch 32, three
-random architectures. float32 uses TF32 in convolutions, which is torch's default. Memory is the most that torch had
-allocated. What fits is tried: the largest batch of a few that runs while torch may use `--memory-gb`. Every piece is
-written when it is done, so that a benchmark that is killed keeps those before.
+random architectures; and the first of them again with patches that cost nothing, which tells what drawing them costs.
+float32 uses TF32 in convolutions, which is torch's default. Memory is the most that torch had allocated. What fits is
+tried: the largest batch of a few that runs while torch may use `--memory-gb`. Every piece is written when it is done,
+so that a benchmark that is killed keeps those before.
 """
 
 import argparse
@@ -20,11 +21,12 @@ from typing import Any
 import numpy as np
 import torch
 from common import print_table, write_result
+from torch import Tensor
 
 from pipeline.config import Config, load_config
 from pipeline.data.images import TRAINING_PHOTOGRAPHS, photographs
 from pipeline.data.part_data import LiveFeatures
-from pipeline.data.patches import noisy_patches
+from pipeline.data.patches import PatchSource, noisy_patches
 from pipeline.part_search import result_of, search_part
 from pipeline.priors import MIRNet, Prior
 from pipeline.search_inputs import cost_models, patch_sources
@@ -50,13 +52,29 @@ def search_seconds(config: Config, prior: Prior, images: list[np.ndarray], part_
     return (rows[-1] - (rows[-2] if len(rows) > 1 else 0.0)) / config.search.steps_per_epoch
 
 
-def retrain_seconds(config: Config, images: list[np.ndarray], seed: int, num_epochs: int) -> float:
+class FreePatches:
+    """The first batch of a source again and again."""
+
+    def __init__(self, source: PatchSource) -> None:
+        self.source = source
+        self.batch: tuple[Tensor, Tensor] | None = None
+
+    def sample(self, batch_size: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+        """See `PatchSource.sample`."""
+        self.batch = self.batch or self.source.sample(batch_size, generator)
+        return self.batch
+
+
+def retrain_seconds(
+    config: Config, images: list[np.ndarray], seed: int, num_epochs: int, *, is_free: bool = False
+) -> float:
     """Train a random architecture; return the seconds per step of the last epoch."""
     space = SearchSpace(num_channels=64)
     torch.manual_seed(seed)
     network = build_network(sample_genotype(space, generator=torch.Generator().manual_seed(seed)))
     source = noisy_patches(images, config.noise, patch_size=config.retrain.patch_size)
-    trainer = Trainer(network, source, config.retrain, prior=None, seed=seed, device=DEVICE)
+    patches: Any = FreePatches(source) if is_free else source
+    trainer = Trainer(network, patches, config.retrain, prior=None, seed=seed, device=DEVICE)
     return [trainer.run_epoch()["seconds_per_step"] for _ in range(num_epochs)][-1]
 
 
@@ -133,7 +151,9 @@ def measure_trainings(images: list[np.ndarray], seed: int, steps: int) -> Runs:
         config = config_of(seed, precision, batch=32, steps=steps, compiled=compiled)
         seeds = [seed] if compiled else range(seed, seed + 3)
         found[name] = rates([measured(partial(retrain_seconds, config, images, s, 2)) for s in seeds])
-        print("retraining", name, found[name], flush=True)
+        free = f"{name}, patches cost nothing"
+        found[free] = rates([measured(partial(retrain_seconds, config, images, seed, 2, is_free=True))])
+        print("retraining", name, found[name], found[free], flush=True)
     return found
 
 

@@ -194,8 +194,9 @@ def sampled_l_dp(
     with_gradient: bool,
 ) -> Tensor:
     """Return L_dp on a batch of one half for sampled choices: what both steps of Algorithm 1 descend."""
-    x, target = data.sample(split, config.batch_size, generator)
+    # Choices first: they are read back from the device, which the prior would keep busy.
     choices = sample_choices(supernet, config, generator=generator, with_gradient=with_gradient)
+    x, target = data.sample(split, config.batch_size, generator)
     with autocast(x.device, config.precision):
         features = supernet(x, choices)
     return feature_distance(features.float(), target)
@@ -305,11 +306,11 @@ class _PartSearch:
             L_dp, or None where it or a gradient was not finite and nothing was changed.
         """
         config = self.config
-        total = 0.0
+        losses = []
         self.arch_optimizer.zero_grad()
         for _ in range(config.arch_samples):
             loss = self._l_dp("architecture", with_gradient=True) / config.arch_samples
-            total += loss.item()
+            losses.append(loss.detach())
             for parameter, gradient in zip(
                 self.arch_parameters, torch.autograd.grad(loss, self.arch_parameters), strict=True
             ):
@@ -320,6 +321,7 @@ class _PartSearch:
             if self.target_cost is not None:
                 l_comp = (expected.total / self.target_cost - 1).clamp_min(0)
             (config.complexity_weight * l_comp).backward()
+        total = sum(loss.item() for loss in losses)  # only here, since it waits for the device
         if not is_good_step(total, self.arch_parameters):
             return None
         self.arch_optimizer.step()

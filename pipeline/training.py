@@ -19,7 +19,7 @@ from pipeline.data.distilled import DistilledPatches
 from pipeline.data.patches import PatchSource
 from pipeline.losses import is_good_step, training_loss
 from pipeline.precision import autocast
-from pipeline.priors import Prior
+from pipeline.priors import Prior, Recorded
 from pipeline.settings import RetrainConfig
 
 
@@ -63,7 +63,7 @@ class Trainer:
         self.network = network.to(device, memory_format=torch.channels_last).train()  # type: ignore[call-overload]
         self.source = source
         self.config = config
-        self.prior = prior if config.distill_share > 0 else None
+        self._prior_features = Recorded(prior.features) if prior is not None and config.distill_share > 0 else None
         self.device = device
         self.rows = slice(rank, None, num_workers)  # of a batch
         self.max_seconds = max_seconds
@@ -73,7 +73,9 @@ class Trainer:
             outputs = torch.compile(outputs)  # type: ignore[assignment]
         self.module = wrap(outputs)
         self.optimizer = self._new_optimizer()
-        self.is_distilling = self.prior is not None
+        self._ahead: list[Tensor] | None = None  # the next step's batch, drawn while the device computed the last one
+        self._before_ahead = self.generator.get_state()
+        self.is_distilling = self._prior_features is not None
         self.num_steps = 0
         self.num_bad_steps = 0
         self._started = time.perf_counter()
@@ -118,10 +120,8 @@ class Trainer:
     def _step(self) -> float | None:
         """Return the loss, or None where it or a gradient was not finite and nothing was changed."""
         config, progress = self.config, self.progress
-        noisy, clean, *denoised = (
-            t[self.rows].to(self.device, memory_format=torch.channels_last)
-            for t in self.source.sample(config.batch_size, self.generator)
-        )
+        noisy, clean, *denoised = self._draw() if self._ahead is None else self._ahead
+        self._ahead = None
         prior_denoised = denoised[0] if denoised else None
         self.num_steps += 1
         if self.is_distilling and progress >= config.distill_share:
@@ -131,9 +131,8 @@ class Trainer:
         for group in self.optimizer.param_groups:
             span = config.learning_rate - config.final_learning_rate
             group["lr"] = config.final_learning_rate + span * 0.5 * (1 + math.cos(math.pi * progress))
-        if self.is_distilling and self.prior is not None:
-            with torch.no_grad():
-                targets = self.prior.features(noisy)
+        if self.is_distilling and self._prior_features is not None:
+            targets = self._prior_features(noisy)
             features = self._outputs(noisy)
             loss = training_loss(  # Eq. (14)
                 noisy + features[-1], clean, features, targets, prior_denoised=prior_denoised
@@ -142,6 +141,9 @@ class Trainer:
             loss = training_loss(noisy + self._outputs(noisy)[-1], clean, prior_denoised=prior_denoised)
         self.optimizer.zero_grad(set_to_none=True)
         loss.backward()
+        if self.progress < 1:  # a GPU is still at work when this returns, and the next line waits for it
+            self._before_ahead = self.generator.get_state()
+            self._ahead = self._draw()
         value, is_good = self._of_all_workers(loss.item(), is_good_step(loss.item(), self.network.parameters()))
         if is_good:
             self.optimizer.step()
@@ -153,6 +155,16 @@ class Trainer:
                 f"{config.max_bad_steps}; lower `retrain.learning_rate`"
             )
         return None
+
+    def _draw(self) -> list[Tensor]:
+        """Draw a batch and begin to copy this worker's rows of it to the device."""
+        drawn = []
+        for patches in self.source.sample(self.config.batch_size, self.generator):
+            rows = patches[self.rows].contiguous(memory_format=torch.channels_last)
+            if self.device.type == "cuda":
+                rows = rows.pin_memory()  # or the copy would wait for the work before it
+            drawn.append(rows.to(self.device, non_blocking=True))
+        return drawn
 
     def _of_all_workers(self, loss: float, is_good: bool) -> tuple[float, bool]:
         """Return the mean loss, and whether the step is good everywhere: otherwise the workers would part."""
@@ -176,7 +188,7 @@ class Trainer:
         return {
             "network": self.network.state_dict(),
             "optimizer": self.optimizer.state_dict(),
-            "generator": self.generator.get_state(),
+            "generator": self.generator.get_state() if self._ahead is None else self._before_ahead,
             "num_steps": self.num_steps,
             "is_distilling": self.is_distilling,
             "num_bad_steps": self.num_bad_steps,
@@ -187,6 +199,7 @@ class Trainer:
         self.network.load_state_dict(state["network"])
         self.optimizer.load_state_dict(state["optimizer"])
         self.generator.set_state(state["generator"].cpu())
+        self._ahead = None
         self.num_steps = state["num_steps"]
         self.is_distilling = state["is_distilling"]
         self.num_bad_steps = state["num_bad_steps"]

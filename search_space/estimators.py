@@ -52,12 +52,11 @@ def select(
         ValueError: unknown estimator.
     """
     num_candidates = logits.shape[1]
-    everything = tuple(tuple(row.nonzero().flatten().tolist()) for row in logits.detach() > OUT_OF_CHOICE / 2)
     if estimator == "mixture":
-        return Selection(active=everything, factors=logits.softmax(dim=-1))  # Eq. (3)
+        return Selection(active=_everything(logits), factors=logits.softmax(dim=-1))  # Eq. (3)
     if estimator == "gumbel":
         factors = gumbel_straight_through(logits, temperature=temperature, generator=generator)
-        return Selection(active=everything, factors=factors)
+        return Selection(active=_everything(logits), factors=factors)
     if estimator != "sampled":
         raise ValueError(f"`estimator` must be one of {', '.join(ESTIMATORS)}, got {estimator!r}")
     sampled = torch.multinomial(logits.detach().softmax(dim=-1).cpu(), 1, generator=generator)
@@ -68,6 +67,12 @@ def select(
     # 1 in the forward pass; its gradient makes that of the output O_s(x) * grad log p_s, Eq. (8) for every logit (E3).
     one_hot = F.one_hot(sampled.flatten(), num_candidates).to(logits)
     return Selection(active=active, factors=one_hot * (1 + log_p - log_p.detach()))
+
+
+def _everything(logits: Tensor) -> tuple[tuple[int, ...], ...]:
+    """Return for each choice the candidates that are not taken away."""
+    rows = (logits.detach() > OUT_OF_CHOICE / 2).tolist()
+    return tuple(tuple(index for index, is_there in enumerate(row) if is_there) for row in rows)
 
 
 def gumbel_straight_through(logits: Tensor, *, temperature: float, generator: torch.Generator) -> Tensor:

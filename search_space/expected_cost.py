@@ -4,7 +4,7 @@ Called in every architecture step. Eqs. (12), (13) of arXiv 2502.13359, with sof
 logits (E4) and resamplers, stems and tails priced too. A cost is anything that a function gives for an `OpSpec`:
 milliseconds from a latency table, parameters, multiply-adds.
 
-Legend: N cells, K candidate operations, W widths.
+Legend: N cells, K candidate operations, W widths, L layers, S settings of the probabilities.
 """
 
 from collections.abc import Callable
@@ -89,10 +89,23 @@ class CostModel:
                         spec = _spec(space, direction, in_width, out_width, resolution, height, width)
                         self.resample_costs[n, d, i, j] = priced(spec)
 
+        def index(feature: CellPosition) -> int:
+            return cells.index(feature) if feature in cells else len(cells)  # the stem comes after the cells
+
+        self._full_width = torch.zeros(len(WIDTHS))
+        self._full_width[0] = 1.0
+        self._input_index = torch.tensor([index(space.input_width_source(cell)) for cell in cells])  # (N,)
+        self._source_index = torch.tensor(  # (N, 3); any where there is no pathway: it costs nothing
+            [[index(space.source(cell, direction)) for direction in DIRECTIONS] for cell in cells]
+        )
+        before = torch.tensor([cell.layer - 1 if space.dense_layers(cell) else -1 for cell in cells])
+        self._is_layer_before = (before[:, None] == torch.arange(space.num_layers)).float()  # (N, L)
+
     def to(self, device: torch.device) -> "CostModel":
-        """Move the cost tensors to `device`."""
-        for name in ("op_costs", "resample_costs", "add_costs", "tail_costs"):
-            setattr(self, name, getattr(self, name).to(device))
+        """Move the tensors to `device`."""
+        for name, value in vars(self).items():
+            if isinstance(value, Tensor):
+                setattr(self, name, value.to(device))
         return self
 
     @property
@@ -108,72 +121,68 @@ class CostModel:
     def uniform_cost(self, arch: ArchParameters) -> float:
         """Return the cost of the uniform architecture, the unit of `PartCost.regulariser`."""
         with torch.no_grad():
-            return self._cost(arch.uniform_probabilities()).item()
+            return self._costs({name: p[None] for name, p in arch.uniform_probabilities().items()}).item()
 
     def expected(self, arch: ArchParameters) -> PartCost:
         """Return the expected costs for the current architecture parameters."""
         soft, uniform = arch.probabilities(), arch.uniform_probabilities()
-        reference = self._cost(uniform).detach()
-        levels = {
-            "alpha": self._cost(uniform | {"alpha": soft["alpha"]}),
-            "beta": self._cost(uniform | {"beta": soft["beta"], "delta": soft["delta"]}),
-            "gamma": self._cost(uniform | {"gamma": soft["gamma"]}),
-        }
-        return PartCost(total=self._cost(soft), levels={name: cost / reference for name, cost in levels.items()})
+        settings = [
+            uniform,
+            uniform | {"alpha": soft["alpha"]},
+            uniform | {"beta": soft["beta"], "delta": soft["delta"]},
+            uniform | {"gamma": soft["gamma"]},
+            soft,
+        ]
+        costs = self._costs({name: torch.stack([p[name] for p in settings]) for name in soft})
+        reference, alpha, beta, gamma, total = costs.unbind()
+        levels = {"alpha": alpha, "beta": beta, "gamma": gamma}
+        return PartCost(total=total, levels={name: cost / reference.detach() for name, cost in levels.items()})
 
-    def _cost(self, p: dict[str, Tensor]) -> Tensor:
-        """Sum over cells: probability that the last cell needs it x (operator + resamplers), plus stem and tail."""
-        space = self.space
-        full_width = torch.zeros(len(WIDTHS)).to(self.tail_costs)
-        full_width[0] = 1.0
-        widths = {cell: p["gamma"][n] for n, cell in enumerate(space.cells)} | {CellPosition(0, 0): full_width}
+    def _costs(self, p: dict[str, Tensor]) -> Tensor:
+        """Return (S,) costs for (S, N, ..) probabilities of every level.
+
+        Each is a sum over cells: probability that the last cell needs it x (operator + resamplers), plus stem and tail.
+        """
+        out_width = p["gamma"]
+        widths = torch.cat([out_width, self._full_width.expand(len(out_width), 1, -1)], dim=1)  # the stem's is the last
+        in_width, source_widths = widths[:, self._input_index], widths[:, self._source_index]  # (S, N, W), (S, N, 3, W)
+        cells = torch.einsum("snk,nkij,sni,snj->sn", p["alpha"], self.op_costs, in_width, out_width)
+        resample = torch.einsum("ndij,sndi,snj->snd", self.resample_costs, source_widths, in_width)
+        cells = cells + (p["beta"] * resample).sum(dim=-1)
+        additions = (self._num_sources(p) - 1) * torch.einsum("sni,ni->sn", in_width, self.add_costs)
         needed = self._reach_probabilities(p)
-        total = self.frame_cost + widths[space.last_cell] @ self.tail_costs
-        for n, cell in enumerate(space.cells):
-            in_width = widths[space.input_width_source(cell)]
-            cost = torch.einsum("k,kij,i,j->", p["alpha"][n], self.op_costs[n], in_width, widths[cell])
-            for d, direction in enumerate(DIRECTIONS):
-                if direction != "same" and direction in space.directions(cell):
-                    source_width = widths[space.source(cell, direction)]
-                    resample = torch.einsum("ij,i,j->", self.resample_costs[n, d], source_width, in_width)
-                    cost = cost + p["beta"][n, d] * resample
-            num_sources = self._num_sources(n, p)
-            total = total + needed[cell] * (cost + (num_sources - 1) * (in_width @ self.add_costs[n]))
-        return total
+        tail = out_width[:, self.space.cells.index(self.space.last_cell)] @ self.tail_costs
+        return self.frame_cost + tail + (needed * (cells + additions)).sum(dim=-1)
 
-    def _num_sources(self, n: int, p: dict[str, Tensor]) -> Tensor:
-        """Return the expected number of sources of a cell; the feature one layer before, kept twice, counts once."""
-        beta, delta = p["beta"][n], p["delta"][n]
-        num_sources = beta.sum() + delta.sum()
-        cell = self.space.cells[n]
-        if self.space.dense_layers(cell):
-            num_sources = num_sources - beta[DIRECTIONS.index("same")] * delta[cell.layer - 1]
-        return num_sources
+    def _num_sources(self, p: dict[str, Tensor]) -> Tensor:
+        """Return (S, N) expected numbers of sources; the feature one layer before, kept twice, counts once."""
+        beta, delta = p["beta"], p["delta"]
+        twice = beta[..., DIRECTIONS.index("same")] * (delta * self._is_layer_before).sum(dim=-1)
+        return beta.sum(dim=-1) + delta.sum(dim=-1) - twice
 
-    def _reach_probabilities(self, p: dict[str, Tensor]) -> dict[CellPosition, Tensor]:
-        """Return for every cell the probability that some kept pathway leads from it to the last cell.
+    def _reach_probabilities(self, p: dict[str, Tensor]) -> Tensor:
+        """Return the (S, N) probabilities that some kept pathway leads from a cell to the last cell.
 
         Pathways count as kept with their softmax probability, independently of each other.
         """
         space = self.space
-        one = torch.ones_like(p["beta"][0, 0])
+        beta, delta = ([row.unbind(dim=-1) for row in p[name].unbind(dim=1)] for name in ("beta", "delta"))
+        one = torch.ones_like(beta[0][0])  # (S,)
         unreached = {cell: one for cell in space.cells}
         unreached[space.last_cell] = torch.zeros_like(one)
         for n, cell in reversed(list(enumerate(space.cells))):
             needed = 1 - unreached[cell]
             pathways = [
-                (space.source(cell, direction), p["beta"][n, DIRECTIONS.index(direction)])
+                (space.source(cell, direction), beta[n][DIRECTIONS.index(direction)])
                 for direction in space.directions(cell)
             ]
             if "up" in space.directions(cell):
-                pathways.append((space.opened_from(cell), p["beta"][n, DIRECTIONS.index("up")]))
-            pathways += [
-                (CellPosition(cell.resolution, layer), p["delta"][n, layer]) for layer in space.dense_layers(cell)
-            ]
+                pathways.append((space.opened_from(cell), beta[n][DIRECTIONS.index("up")]))
+            pathways += [(CellPosition(cell.resolution, layer), delta[n][layer]) for layer in space.dense_layers(cell)]
             for source, probability in pathways:
                 if source in unreached:
                     unreached[source] = unreached[source] * (1 - needed * probability)
-        return {cell: 1 - probability for cell, probability in unreached.items()}
+        return 1 - torch.stack([unreached[cell] for cell in space.cells], dim=-1)
 
 
 def restrict_to_budget(arch: ArchParameters, costs: CostModel, budget: float) -> int:

@@ -53,16 +53,17 @@ class MixedCell(nn.Module):
         channels = features[space.input_width_source(cell)].shape[1]
         layers = space.dense_layers(cell)
         share = 0.5 if layers else 1.0
-        weights: dict[str | int, Tensor | float] = {layer: share * dense[layer] for layer in layers}
+        by_layer, by_direction = (share * dense).unbind(), (share * resolution).unbind()
+        weights: dict[str | int, Tensor | float] = {layer: by_layer[layer] for layer in layers}
         sources: dict[str | int, Tensor] = {}
-        for direction, weight in zip(DIRECTIONS, resolution, strict=True):
+        for direction, weight in zip(DIRECTIONS, by_direction, strict=True):
             if direction not in space.directions(cell):
                 continue
             source = space.source(cell, direction)
             if direction == "same":
-                weights[source.layer] = weights[source.layer] + share * weight
+                weights[source.layer] = weights[source.layer] + weight
                 continue
-            weights[direction] = share * weight
+            weights[direction] = weight
             if self.up is not None and direction == "up":
                 sources[direction] = self.up(features[source], features[space.opened_from(cell)], channels)
             elif self.down is not None:
@@ -130,18 +131,22 @@ class PartSupernet(PartFrame):
         """
         stem = self.stem(x)
         features = {CellPosition(0, 0): stem}
+        # Taken apart at once: every single index would fill a tensor of zeros in the backward pass.
+        resolution_weights, dense_weights = choices.resolution_weights.unbind(), choices.dense_weights.unbind()
+        op_factors = None if choices.ops.factors is None else choices.ops.factors.unbind()
+        width_factors = None if choices.width_factors is None else (choices.width_factors @ self.width_masks).unbind()
         for n, cell in enumerate(self.space.cells):
             mixed = self.cells[cell_key(cell)]
             assert isinstance(mixed, MixedCell)
-            gathered = mixed.gather(features, choices.resolution_weights[n], choices.dense_weights[n])
+            gathered = mixed.gather(features, resolution_weights[n], dense_weights[n])
             out_channels = self.space.channels(WIDTHS[choices.widths[n]])
             channel_factors = None
-            if choices.width_factors is not None:
+            if width_factors is not None:
                 # One run serves all z_k: channel c counts sum over k of z_k [c < width_k], which is 1 in the forward
                 # pass (Eqs. 5 to 7, 9, 10). Exact for conv_* and skip, whose narrow outputs are prefixes of the wide
                 # one; hin, ib, swin, naf mix channels, so there the prefix stands for the narrow run. Widths above the
                 # sampled one count as the sampled one.
-                channel_factors = (choices.width_factors[n] @ self.width_masks)[:out_channels]
-            factors = None if choices.ops.factors is None else choices.ops.factors[n]
+                channel_factors = width_factors[n][:out_channels]
+            factors = None if op_factors is None else op_factors[n]
             features[cell] = mixed(gathered, choices.ops.active[n], factors, out_channels, channel_factors)
         return self.close(x, stem, features[self.space.last_cell])

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from pipeline.data.patches import PatchSource
-from pipeline.priors import Prior
+from pipeline.priors import Prior, Recorded
 
 Split = Literal["weights", "architecture"]
 
@@ -177,19 +177,16 @@ class CachedFeatures:
 
 
 class LiveFeatures:
-    """Batches of one part from fresh patches: the prior runs in every step."""
+    """Batches of one part from fresh patches: the prior runs in every step, on a GPU as one recorded graph."""
 
     def __init__(self, prior: Prior, sources: dict[Split, PatchSource], part_index: int) -> None:
-        self._prior = prior
         self._sources = sources
-        self._part_index = part_index
         self._device = next(prior.parameters()).device
+        self._features = Recorded(lambda noisy: prior.features(noisy, num_parts=part_index + 1))
 
     def sample(self, split: Split, batch_size: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
         """Draw patches of the half `split` and run the prior up to and through the part."""
         noisy, _ = self._sources[split].sample(batch_size, generator)
-        x = noisy.to(self._device, memory_format=torch.channels_last)
-        with torch.no_grad():
-            for part_index in range(self._part_index):
-                x = self._prior.run_part(part_index, x)
-            return x, self._prior.run_part(self._part_index, x)
+        noisy = noisy.to(self._device, memory_format=torch.channels_last)
+        *_, x, target = [noisy, *self._features(noisy)]
+        return x, target

@@ -14,8 +14,9 @@ from pipeline.checkpoint import build_within, fill_by_name, load_checkpoint, loa
 from pipeline.priors.base import NUM_PARTS, Prior
 from pipeline.priors.mirnet import MIRNet, mirnet_sizes
 from pipeline.priors.nafnet import NAFNet, nafnet_sizes
+from pipeline.priors.recorded import Recorded
 
-__all__ = ["NUM_PARTS", "MIRNet", "NAFNet", "Prior", "list_priors", "load_prior", "save_prior"]
+__all__ = ["NUM_PARTS", "MIRNet", "NAFNet", "Prior", "Recorded", "list_priors", "load_prior", "save_prior"]
 
 
 def list_priors() -> list[str]:

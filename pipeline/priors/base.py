@@ -41,11 +41,11 @@ class Prior(nn.Module, ABC):
             (B, C, H, W) features for parts 0 and 1, the (B, 3, H, W) residual image for part 2.
         """
 
-    def features(self, noisy: Tensor) -> list[Tensor]:
-        """Return the outputs of the three parts for `noisy` (B, 3, H, W): features, features, residual image."""
+    def features(self, noisy: Tensor, *, num_parts: int = NUM_PARTS) -> list[Tensor]:
+        """Return the outputs of the first parts for `noisy` (B, 3, H, W): features, features, residual image."""
         outputs = []
         x = noisy
-        for part_index in range(NUM_PARTS):
+        for part_index in range(num_parts):
             x = self.run_part(part_index, x)
             outputs.append(x)
         return outputs

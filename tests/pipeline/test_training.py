@@ -107,6 +107,21 @@ def test_a_resumed_training_equals_an_undisturbed_one(make_trainer: Any, quick_p
         assert torch.equal(resumed.network.state_dict()[name], tensor), name
 
 
+def test_every_batch_that_is_drawn_is_trained_on(
+    make_trainer: Any, config: RetrainConfig, source: PatchSource, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Batches are drawn a step ahead, but for the last one."""
+    drawn = []
+    sample = source.sample
+    monkeypatch.setattr(source, "sample", lambda *arguments: drawn.append(1) or sample(*arguments))
+    trainer = make_trainer()
+    counts = []
+    for _ in range(config.num_epochs):
+        trainer.run_epoch()
+        counts.append(len(drawn))
+    assert counts == [7, 13, 19, 25, 30]
+
+
 def test_training_by_the_clock_stops_when_the_time_is_up(
     make_trainer: Any, config: RetrainConfig, monkeypatch: pytest.MonkeyPatch
 ) -> None:
