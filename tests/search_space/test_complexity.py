@@ -27,15 +27,17 @@ def test_convolutions_by_hand(name: str, weights: int, biases: int, pixels: int)
 
 
 def test_up_sampling_by_hand() -> None:
-    expand, fuse = 9 * 16 * 4 * 12, 12 * 12  # 3x3 to 4C at the coarse size, 1x1 of the finer input at the fine one
-    assert op_num_parameters(make_spec("up")) == expand + 4 * 12 + fuse
-    assert op_macs(make_spec("up")) == expand * 140 + fuse * 4 * 140
+    expand, fuse = 9 * 16 * 4 * 12, 12 * 12  # 3x3 to 4C at the coarse size, 1x1 of either input at the fine one
+    assert op_num_parameters(make_spec("up")) == expand + 4 * 12 + 2 * fuse + 12
+    product = 12 * (expand + 4 * 12)  # the 1x1 of the coarse input is multiplied into the 3x3
+    assert op_macs(make_spec("up")) == expand * 140 + fuse * 4 * 140 + product
 
 
 @pytest.mark.parametrize("name", list_ops())
 def test_four_times_the_pixels_are_four_times_the_multiply_adds(name: str) -> None:
     small, large = make_spec(name, height=16, width=16), make_spec(name, height=32, width=32)
-    constant = 12 * 12 if name == "naf" else 0  # its attention works on one mean per channel
+    # The attention of naf works on one mean per channel, up multiplies weights.
+    constant = {"naf": 12 * 12, "up": 12 * 4 * 12 * (9 * 16 + 1)}.get(name, 0)
     assert op_macs(large) - constant == 4 * (op_macs(small) - constant)
     assert op_num_parameters(large) == op_num_parameters(small)
 
