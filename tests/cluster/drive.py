@@ -1,15 +1,21 @@
 """Drive a real cluster of three hosts from `ray up` to `ray down`, with the `ray_cluster.yaml` that users get.
 
-    python tests/cluster/drive.py [FOLDER]
+    python tests/cluster/drive.py [FOLDER] [--root ROOT]
 
 Ends with 0 when everything was as promised, and leaves nothing but FOLDER: the hosts' files and what every command
 printed. Only addresses, user, key and the installation are replaced: the hosts use the interpreter that runs this.
+
+With `--root`, the hosts are fresh machines, each with a copy of the file system ROOT, for example one that was made by
+`debootstrap --include=python3-venv,openssh-server,rsync,procps,ca-certificates`, and the installation is done as it
+stands, over the network of this machine (which takes `nft`).
 """
 
+import argparse
 import contextlib
 import json
 import os
 import re
+import shutil
 import socket
 import sqlite3
 import subprocess
@@ -19,9 +25,10 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import yaml
-from hosts import REPOSITORY, Host, in_namespaces, make_network, start_host, take_home, why_not
+from hosts import REPOSITORY, Host, in_namespaces, make_network, start_host, take_home, uplink, why_not
 
 NUM_WORKERS = 2
+_SECONDS_TO_INSTALL = 1200.0
 _IS_INSIDE = "DENOISE_NAS_CLUSTER_INSIDE"
 # One part per host: each needs more than half of the two cores that every host believes to have.
 _ONE_PART_PER_HOST = f"ray.cpus_per_part={0.75 * (os.cpu_count() or 1):g}"
@@ -36,15 +43,30 @@ def main() -> int:
     if reason := why_not():
         print(f"no cluster here: {reason}", file=sys.stderr)
         return 77
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("folder", nargs="?", type=Path, default=Path("cluster-drive"))
+    parser.add_argument("--root", type=Path, help="root file system of fresh machines")
+    options = parser.parse_args()
     if os.environ.get(_IS_INSIDE):
-        return _drive(Path(sys.argv[1]))
-    folder = Path(sys.argv[1] if len(sys.argv) > 1 else "cluster-drive").absolute()
+        return _drive(options.folder, options.root)
+    if options.root is not None and not (options.root / "etc").is_dir():
+        parser.error(f"--root must be a root file system, got {options.root}")
+    if options.root is not None and shutil.which("nft") is None:
+        parser.error("--root takes nft, which is not installed")
+    folder = options.folder.absolute()
     folder.mkdir(parents=True, exist_ok=True)
-    command = in_namespaces([sys.executable, __file__, str(folder)])
-    return subprocess.run(command, env=os.environ | {_IS_INSIDE: "1"}).returncode
+    arguments = [str(folder)] + ([] if options.root is None else ["--root", str(options.root.absolute())])
+    command = in_namespaces([sys.executable, __file__, *arguments])
+    with subprocess.Popen(command, env=os.environ | {_IS_INSIDE: "1"}) as process:
+        try:
+            with uplink(process.pid) if options.root else contextlib.nullcontext():
+                return process.wait()
+        except BaseException:
+            process.terminate()  # its namespaces end with it
+            raise
 
 
-def _drive(folder: Path) -> int:
+def _drive(folder: Path, root: Path | None) -> int:
     client = folder / "client"
     (client / "home").mkdir(parents=True)
     key = client / "home" / "cluster_key"
@@ -52,11 +74,11 @@ def _drive(folder: Path) -> int:
     public_key = key.with_suffix(".pub").read_text()
     make_network()
     names = ["head", *(f"worker{i}" for i in range(NUM_WORKERS))]
-    hosts = [start_host(name, i + 2, folder / name, public_key) for i, name in enumerate(names)]
+    hosts = [start_host(name, i + 2, folder / name, public_key, root=root) for i, name in enumerate(names)]
     with (folder / "commands.log").open("w", buffering=1) as log:
         take_home(client)
         try:
-            _walk(Client(log, hosts))
+            _walk(Client(log, hosts, is_installing=root is not None))
         except PromiseError as error:
             print(f"FAILED: {error}", file=sys.stderr)
             return 1
@@ -66,11 +88,12 @@ def _drive(folder: Path) -> int:
 class Client:
     """The machine that commands are typed on: runs them, times them, and keeps what they print."""
 
-    def __init__(self, log, hosts: list[Host]) -> None:
+    def __init__(self, log, hosts: list[Host], *, is_installing: bool) -> None:
         self.log = log
         self.hosts = hosts
+        self.seconds_to_install = _SECONDS_TO_INSTALL if is_installing else 0.0
         self.yaml = Path.home() / "ray_cluster.yaml"
-        self.yaml.write_text(yaml.safe_dump(cluster_for(hosts), sort_keys=False))
+        self.yaml.write_text(yaml.safe_dump(cluster_for(hosts, is_installing=is_installing), sort_keys=False))
         bin_folder = str(Path(sys.executable).parent)
         self.environment = {
             "PATH": f"{bin_folder}:{os.environ['PATH']}", "HOME": str(Path.home()), "LC_ALL": "C.UTF-8",
@@ -115,12 +138,14 @@ class Client:
         return self.run("ray", command, str(self.yaml), *arguments, **options)
 
 
-def cluster_for(hosts: list[Host]) -> dict:
-    """Return `ray_cluster.yaml` for these hosts, with their environment in place of an installation."""
+def cluster_for(hosts: list[Host], *, is_installing: bool) -> dict:
+    """Return `ray_cluster.yaml` for these hosts, with this environment in place of an installation or as it stands."""
     cluster = yaml.safe_load((REPOSITORY / "ray_cluster.yaml").read_text())
     head, *workers = hosts
     cluster["provider"] |= {"head_ip": head.address, "worker_ips": [host.address for host in workers]}
     cluster["auth"] = {"ssh_user": os.environ.get("USER", "root"), "ssh_private_key": "~/cluster_key"}
+    if is_installing:
+        return cluster
     commands = [command for command in cluster["setup_commands"] if "pip install" not in command]
     link = f"ln -sfn {sys.prefix} ~/denoise-nas/.venv"
     cluster["setup_commands"] = [
@@ -133,7 +158,7 @@ def _walk(client: Client) -> None:
     """Do what docs/cluster.md tells, and check what it promises."""
     head = client.hosts[0]
     client.run("ray", "get-auth-token", "--generate")
-    client.ray("up", "--yes", timeout=300)
+    client.ray("up", "--yes", timeout=300 + client.seconds_to_install)
     _wait_for_nodes(client)
     _check_who_gets_in(client)
 
@@ -232,13 +257,14 @@ def _promise(is_kept: bool, promise: str) -> None:
 
 def _wait_for_nodes(client: Client) -> None:
     """Wait until the workers have joined: `ray up` returns when the head is ready."""
+    patience = 180 + client.seconds_to_install
     script = (
-        "import ray, time; ray.init(logging_level=40); start = time.time()\n"
-        f"while sum(n['Alive'] for n in ray.nodes()) < {NUM_WORKERS + 1} and time.time() < start + 180: time.sleep(1)\n"
+        f"import ray, time; ray.init(logging_level=40); end = time.time() + {patience}\n"
+        f"while sum(n['Alive'] for n in ray.nodes()) < {NUM_WORKERS + 1} and time.time() < end: time.sleep(1)\n"
         "print('NODES', sum(n['Alive'] for n in ray.nodes()))"
     )
-    if f"NODES {NUM_WORKERS + 1}" not in client.ray("exec", f'python -c "{script}"'):
-        raise PromiseError("the workers did not join within 180 s")
+    if f"NODES {NUM_WORKERS + 1}" not in client.ray("exec", f'python -c "{script}"', timeout=patience + 60):
+        raise PromiseError(f"the workers did not join within {patience:.0f} s")
 
 
 def _wait_until_empty(host: Host) -> None:
