@@ -73,8 +73,8 @@ class Trainer:
             outputs = torch.compile(outputs)  # type: ignore[assignment]
         self.module = wrap(outputs)
         self.optimizer = self._new_optimizer()
-        self._ahead: list[Tensor] | None = None  # the next step's batch, drawn while the device computed the last one
-        self._before_ahead = self.generator.get_state()
+        # The next step's batch, drawn while the device computed the last one, and the generator's state before.
+        self._ahead: tuple[list[Tensor], Tensor] | None = None
         self.is_distilling = self._prior_features is not None
         self.num_steps = 0
         self.num_bad_steps = 0
@@ -120,7 +120,7 @@ class Trainer:
     def _step(self) -> float | None:
         """Return the loss, or None where it or a gradient was not finite and nothing was changed."""
         config, progress = self.config, self.progress
-        noisy, clean, *denoised = self._draw() if self._ahead is None else self._ahead
+        noisy, clean, *denoised = self._draw() if self._ahead is None else self._ahead[0]
         self._ahead = None
         prior_denoised = denoised[0] if denoised else None
         self.num_steps += 1
@@ -142,8 +142,8 @@ class Trainer:
         self.optimizer.zero_grad(set_to_none=True)
         loss.backward()
         if self.progress < 1:  # a GPU is still at work when this returns, and the next line waits for it
-            self._before_ahead = self.generator.get_state()
-            self._ahead = self._draw()
+            before = self.generator.get_state()
+            self._ahead = self._draw(), before
         value, is_good = self._of_all_workers(loss.item(), is_good_step(loss.item(), self.network.parameters()))
         if is_good:
             self.optimizer.step()
@@ -188,7 +188,7 @@ class Trainer:
         return {
             "network": self.network.state_dict(),
             "optimizer": self.optimizer.state_dict(),
-            "generator": self.generator.get_state() if self._ahead is None else self._before_ahead,
+            "generator": self.generator.get_state() if self._ahead is None else self._ahead[1],
             "num_steps": self.num_steps,
             "is_distilling": self.is_distilling,
             "num_bad_steps": self.num_bad_steps,
