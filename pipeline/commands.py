@@ -24,7 +24,6 @@ _logger = logging.getLogger(__name__)
 def run_command(options: argparse.Namespace, console: Console) -> None:
     """Price, search, derive, retrain, evaluate and record one architecture."""
     from pipeline import run as stages
-    from pipeline.cluster import ray_session
     from pipeline.run_tracking import RunTracking
     from pipeline.summary import write_summary
     from pipeline.tracking import how_to_see
@@ -39,8 +38,7 @@ def run_command(options: argparse.Namespace, console: Console) -> None:
                 stack.enter_context(RunTracking(run)).finish(summary)
         else:
             tracking = stack.enter_context(RunTracking(run))
-            with ray_session(config.ray):
-                summary = stages.replace_log(run, tracking.log).execute()
+            summary = stages.replace_log(run, tracking.log).execute()
             summary["mlflow_run_id"] = tracking.run_id
             write_summary(run.folder, summary)
             tracking.finish(summary)
