@@ -15,6 +15,7 @@ from pipeline.evaluation.command import evaluate_command
 from pipeline.evaluation.names import NAMES_HELP
 from pipeline.experiments.command import experiment_command
 from pipeline.experiments.registry import EXPERIMENTS
+from pipeline.watch import watched
 
 _EPILOG = """examples:
   denoise-nas run --config quick
@@ -23,6 +24,12 @@ _EPILOG = """examples:
 """
 # What a user can cause; anything else is our own bug and shows its traceback.
 _USER_ERRORS = (ValueError, TypeError, KeyError, OSError, RuntimeError, FloatingPointError, MemoryError)
+
+
+def command_line() -> int:
+    """Run the command of this process's arguments, as `main` does; should a signal end it, a line says so."""
+    with watched():
+        return main()
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -202,4 +209,4 @@ def _add_output(sub: argparse.ArgumentParser) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(command_line())

@@ -101,7 +101,7 @@ def retrain_command(options: argparse.Namespace, console: Console) -> None:
             genotype, parts = run.finished_search()
         with ray_session(config.ray):
             network = run.retrain(genotype, parts)
-            results = run.evaluate(network, None)
+        results = run.evaluate(network, None)
     console.print(score_table(f"retrained {genotype.genotype_id}", results["images"]))
     console.print(f"weights: {run.path('model.safetensors')}", soft_wrap=True)
 

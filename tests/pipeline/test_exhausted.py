@@ -2,6 +2,7 @@
 
 import os
 import resource
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -14,6 +15,7 @@ from PIL import Image
 
 from pipeline import part_actors
 from pipeline.cli import main
+from pipeline.watch import ENDED_BY_A_SIGNAL
 
 pytestmark = [pytest.mark.faults, pytest.mark.ray]
 
@@ -77,7 +79,7 @@ LIMITED_RUN = """
 import resource, sys
 from pathlib import Path
 
-from pipeline.cli import main
+from pipeline.cli import command_line
 from pipeline.run import Run
 
 def limited(run, *arguments, evaluate=Run.evaluate):
@@ -86,20 +88,23 @@ def limited(run, *arguments, evaluate=Run.evaluate):
     return evaluate(run, *arguments)
 
 Run.evaluate = limited
-sys.exit(main(sys.argv[1:]))
+sys.exit(command_line())
 """
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="reads its size in /proc")
 def test_a_command_without_memory_is_one_line_and_the_same_command_goes_on(tmp_path: Path) -> None:
+    """About one time in ten oneDNN runs code that it had no memory to write, and the kernel ends the command."""
     command = ["run", "--config", "tiny", "--output", str(tmp_path / "run")]
     done = subprocess.run(
         [sys.executable, "-c", LIMITED_RUN.format(more=MORE), *command],
         cwd=Path(__file__).parents[2], env=os.environ | {"OMP_NUM_THREADS": "1"}, capture_output=True, text=True,
     )  # fmt: skip
-    assert done.returncode == 2, done.stderr
     (line,) = [line for line in done.stderr.splitlines() if line.startswith("denoise-nas: error: ")]
-    assert "out of memory" in line or "can't allocate memory" in line
+    if done.returncode == 2:
+        assert "out of memory" in line or "can't allocate memory" in line
+    else:
+        assert -done.returncode in (signal.SIGSEGV, signal.SIGABRT) and line == ENDED_BY_A_SIGNAL
     kept = {name: (tmp_path / "run" / name).stat().st_mtime_ns for name in ("search.pt", "latency.parquet")}
     assert main(command) == 0
     assert {name: (tmp_path / "run" / name).stat().st_mtime_ns for name in kept} == kept
