@@ -24,6 +24,8 @@ _EPILOG = """examples:
 """
 # What a user can cause; anything else is our own bug and shows its traceback.
 _USER_ERRORS = (ValueError, TypeError, KeyError, OSError, RuntimeError, FloatingPointError, MemoryError)
+# All that oneDNN, C++ and Python's threads say where memory cannot be had.
+_NO_MEMORY = "could not create a primitive", "std::bad_alloc", "can't start new thread"
 
 
 def command_line() -> int:
@@ -53,12 +55,18 @@ def main(arguments: list[str] | None = None) -> int:
     except _USER_ERRORS as error:
         if options.verbose:
             raise
-        message = error.args[0] if isinstance(error, KeyError) and error.args else error
-        if isinstance(error, MemoryError):
-            message = f"out of memory: {error}"
-        print(f"denoise-nas: error: {message}", file=sys.stderr)
+        print(f"denoise-nas: error: {_message(error)}", file=sys.stderr)
         return 2
     return 0
+
+
+def _message(error: Exception) -> str:
+    if isinstance(error, KeyError) and error.args:
+        return str(error.args[0])
+    if isinstance(error, MemoryError):
+        return f"out of memory: {error}"
+    hint = "; there may be too little memory" if any(words in str(error) for words in _NO_MEMORY) else ""
+    return f"{error}{hint}"
 
 
 def _parser() -> argparse.ArgumentParser:

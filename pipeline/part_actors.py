@@ -35,7 +35,6 @@ DEATHS = (
     ray.exceptions.ObjectLostError,
 )
 _MOST_UNREAD = 4  # news of a part, each with a checkpoint; it waits then, or they would fill the object store
-_ONEDNN_FAILS = "could not create a primitive"  # all that it says where memory cannot be had
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -163,8 +162,7 @@ def naming_part(part_index: int) -> Iterator[None]:
     except ray.exceptions.RayTaskError as error:
         cause = error.cause if isinstance(error.cause, Exception) else error
         failure = OSError if isinstance(cause, OSError) else RuntimeError
-        hint = "; there may be too little memory" if _ONEDNN_FAILS in str(cause) else ""
-        raise failure(f"the search of part {part_index} failed: {type(cause).__name__}: {cause}{hint}") from error
+        raise failure(f"the search of part {part_index} failed: {type(cause).__name__}: {cause}") from error
     except DEATHS as error:
         why = ", its memory was full" if isinstance(error, ray.exceptions.OutOfMemoryError) else ""
         raise PartDiedError(

@@ -387,6 +387,18 @@ def test_memory_that_runs_out_is_one_line(
     assert "denoise-nas: error: out of memory: Unable to allocate 2.00 EiB" in capsys.readouterr().err
 
 
+def test_a_library_that_does_not_speak_of_memory_is_helped(
+    monkeypatch: pytest.MonkeyPatch, model: str, photograph: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def fails(self: MIRNet, noisy: torch.Tensor) -> torch.Tensor:
+        raise RuntimeError("could not create a primitive")
+
+    monkeypatch.setattr(MIRNet, "forward", fails)
+    assert main(["denoise", model, photograph, "--output", "out"]) == 2
+    line = "denoise-nas: error: could not create a primitive; there may be too little memory"
+    assert line in capsys.readouterr().err
+
+
 def test_bm3d_that_is_missing_is_said_before_the_experiment_begins(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture,
     elsewhere: Path,
