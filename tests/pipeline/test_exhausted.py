@@ -95,7 +95,7 @@ sys.exit(command_line())
 
 @pytest.mark.skipif(sys.platform != "linux", reason="reads its size in /proc")
 def test_a_command_without_memory_is_one_line_and_the_same_command_goes_on(tmp_path: Path) -> None:
-    """About one time in ten oneDNN runs code that it had no memory to write, and the kernel ends the command."""
+    """Sometimes oneDNN runs code that it had no memory to write, and the kernel ends the command."""
     command = ["run", "--config", "tiny", "--output", str(tmp_path / "run")]
     done = subprocess.run(
         [sys.executable, "-c", LIMITED_RUN.format(more=MORE), *command],
