@@ -79,7 +79,7 @@ def search_command(options: argparse.Namespace, console: Console) -> None:
 
 
 def derive_command(options: argparse.Namespace, console: Console) -> None:
-    """Derive a genotype again from a finished search, at another threshold."""
+    """Derive the most likely genotype (argmax) of a finished search again, at another threshold."""
     from pipeline import run as stages
 
     genotype = stages.derive_again(stages.open_run(_config(options)), threshold=options.threshold)

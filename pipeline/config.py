@@ -41,7 +41,9 @@ class Config:
     """Everything one run depends on."""
 
     name: str = "quick"
+    """Of the run in MLflow."""
     seed: int = 0
+    """Of everything that is random."""
     device: str = "cpu"
     """Where search and retraining compute: `cpu` or `cuda`."""
     output: str = "runs/quick"

@@ -91,7 +91,7 @@ class Run:
         return self.folder / name
 
     def latency_table(self) -> LatencyTable:
-        """Price every operator of the space on this device, or load the table that did (DESIGN: one device, one table).
+        """Price every operator of the space on this device, or load the table that did.
 
         Where `latency.device_name` names another device, its table is loaded, whichever machine this is.
 
@@ -219,7 +219,10 @@ class Run:
         inherited = None
         if self.config.retrain.start == "inherited":
             if parts is None:
-                raise ValueError("`retrain.start` is inherited, but there is no search to inherit weights from")
+                raise ValueError(
+                    "`retrain.start` is inherited, but there is no search to inherit weights from; "
+                    "set retrain.start=scratch"
+                )
             inherited = [part.weights for part in parts]
 
         def log(epoch: int, metrics: dict[str, float]) -> None:
@@ -268,7 +271,7 @@ class Run:
             for score, reference in zip(own[::step], prior[::step], strict=True)
         ]  # fmt: skip
         is_real = config.noise.model == "pairs"
-        sigma = "real noise" if is_real else f"sigma {config.noise.validation_sigma_255:g}"
+        sigma = "real noise" if is_real else f"sigma {config.noise.validation_level_255:g}"
         with written_beside(self.path("comparison.png")) as beside:
             comparison_figure(rows, beside, title=f"{network.genotype.genotype_id}, {sigma}")
         mean, prior_mean = mean_score(own), mean_score(prior)

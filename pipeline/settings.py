@@ -59,9 +59,9 @@ class NoiseConfig:
     """Lowest and highest sigma in grey levels of `awgn`, and of the Gaussian part of `poisson`."""
     gain_255: tuple[float, ...] = (1.0, 8.0)
     """Lowest and highest gain of `poisson`: the variance at grey level x is gain x + sigma^2."""
-    validation_sigma_255: float = 25.0
-    """Sigma in grey levels of the validation noise (white Gaussian, seed 0 for every image); without noise there is no
-    PSNR to compare with."""
+    validation_sigma_255: float | None = None
+    """Sigma in grey levels of the validation noise, by default the middle of `sigma_255`. It is white Gaussian, seed 0
+    for every image, whatever `model` is, but for `pairs`, whose validation images are noisy themselves."""
 
     def __post_init__(self) -> None:
         check(self.model in NOISE_MODELS, "noise.model", f"one of {', '.join(NOISE_MODELS)}", self.model)
@@ -69,8 +69,14 @@ class NoiseConfig:
         check(ok, "noise.sigma_255", "two ascending numbers in [0, 255]", self.sigma_255)
         ok = len(self.gain_255) == 2 and 0 < self.gain_255[0] <= self.gain_255[1] <= 255
         check(ok, "noise.gain_255", "two ascending numbers in (0, 255]", self.gain_255)
-        check(0 < self.validation_sigma_255 <= 255, "noise.validation_sigma_255", "in (0, 255]",
-               self.validation_sigma_255)  # fmt: skip
+        if self.model != "pairs":
+            check(0 < self.validation_level_255 <= 255, "noise.validation_sigma_255", "in (0, 255]",
+                   self.validation_level_255)  # fmt: skip
+
+    @property
+    def validation_level_255(self) -> float:
+        """Sigma of the validation noise in grey levels."""
+        return sum(self.sigma_255) / 2 if self.validation_sigma_255 is None else self.validation_sigma_255
 
     @property
     def sigma_range(self) -> tuple[float, float]:
@@ -85,7 +91,7 @@ class NoiseConfig:
     @property
     def validation_sigma(self) -> float:
         """Validation sigma on the [0, 1] scale."""
-        return self.validation_sigma_255 / 255
+        return self.validation_level_255 / 255
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -93,7 +99,9 @@ class SpaceConfig:
     """The search space of every part. C comes from the prior: the boundaries between parts have its channels."""
 
     num_resolutions: int = 3
+    """Rows of cells; each has half the height and width of the one before."""
     num_layers: int = 6
+    """Columns of cells."""
     candidate_ops: tuple[str, ...] = DEFAULT_OPS
     """Operators on offer in every cell."""
     op_files: tuple[str, ...] = ()
@@ -113,6 +121,7 @@ class LatencyConfig:
     """The device that architectures are priced on, and how long the pricing may take."""
 
     device: str = "cpu"
+    """What is priced, `cpu` or `cuda`, wherever the search itself computes (`device`)."""
     num_threads: int = 2
     """CPU threads of the timed operators."""
     image_size: int = 256
@@ -120,6 +129,7 @@ class LatencyConfig:
     warmup_runs: int = 10
     """Untimed runs per operator."""
     min_repeats: int = 20
+    """Runs per operator at least."""
     max_repeats: int = 1000
     """Runs per operator at most (the paper's count)."""
     max_seconds: float = 6.0
@@ -167,7 +177,8 @@ class SearchConfig:
     complexity_weight: float = 0.0
     """lambda of Eq. (13), in units of the uniform architecture's cost; 0 searches the best network regardless."""
     target_ms: float | None = None
-    """Budget for the whole network: expected latency above it is penalised; needs `cost: latency`."""
+    """Budget for the whole network in ms, for an image of `latency.image_size`: expected latency above it is penalised;
+    needs `cost: latency`."""
     threshold: float = 0.5
     """Pathways are kept until their softmax sums to more than this."""
     derive_samples: int = 0
@@ -176,6 +187,7 @@ class SearchConfig:
     prior_features: str = "cached"
     """`cached`: computed once for a fixed patch set and shared. `live`: the prior runs in every step."""
     threads_per_part: int = 1
+    """CPU threads of every part search."""
     max_bad_steps: int = 20
     """Steps of a part, or of a shared supernet, that may be skipped because their loss is not finite, before its search
     or training ends."""
@@ -266,7 +278,7 @@ class EvaluateConfig:
     """What is measured at the end."""
 
     image_size: int = 256
-    """Height and width for MACs and the measured latency."""
+    """Height and width for MACs; latency is measured at `latency.image_size`."""
     tile_size: int | None = None
     """Tile for images that do not fit in memory; None runs whole images."""
 
@@ -284,6 +296,7 @@ class TrackingConfig:
     uri: str | None = None
     """Tracking URI; by default MLFLOW_TRACKING_URI, or else SQLite, `mlflow.db` beside the run folders."""
     experiment: str = "denoise-nas"
+    """Name of MLflow's experiment."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -293,6 +306,7 @@ class RayConfig:
     address: str | None = None
     """Address of a running cluster; by default RAY_ADDRESS, or else a local one that ends with the command."""
     cpus_per_part: float = 0.5
+    """Processors that Ray sets aside for every part search: what decides how many run on one machine."""
     gpus_per_part: float = 0.0
     """GPUs of every part search: a fraction shares one among several, above 1 it must be whole."""
     object_store_mb: int = 600

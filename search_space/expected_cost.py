@@ -1,8 +1,8 @@
 """Expected cost of a part under its choice probabilities: the complexity regulariser, differentiable.
 
 Called in every architecture step. Eqs. (12), (13) of arXiv 2502.13359, with softmax probabilities in place of raw
-logits (E4) and resamplers, stems and tails priced too. A cost is anything that a function gives for an `OpSpec`:
-milliseconds from a latency table, parameters, multiply-adds.
+logits (E4 of docs/paper.md) and resamplers, stems and tails priced too. A cost is anything that a function gives for an
+`OpSpec`: milliseconds from a latency table, parameters, multiply-adds.
 
 Legend: N cells, K candidate operations, W widths, L layers, S settings of the probabilities.
 """

@@ -17,7 +17,7 @@ from ops import list_ops
 
 Direction = Literal["up", "same", "down"]
 # Where a cell's multi-resolution input comes from: up-sampled from the coarser resolution, the same resolution, or
-# down-sampled from the finer one (Eq. 1; resolution s/2 is the coarser map, E11 of the paper's known errors).
+# down-sampled from the finer one (Eq. 1; resolution s/2 is the coarser map, E11 of docs/paper.md).
 DIRECTIONS: tuple[Direction, ...] = ("up", "same", "down")
 # Numerators of the paper's R = [8/8, 7/8, 6/8, 5/8, 4/8].
 WIDTHS: tuple[int, ...] = (8, 7, 6, 5, 4)

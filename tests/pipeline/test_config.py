@@ -53,6 +53,7 @@ def test_sigmas_are_converted_to_the_unit_scale() -> None:
     noise = load_config("tiny", ["noise.sigma_255=[0, 51]", "noise.validation_sigma_255=25.5"]).noise
     assert noise.sigma_range == pytest.approx((0, 0.2))
     assert noise.validation_sigma == pytest.approx(0.1)
+    assert load_config("tiny", ["noise.sigma_255=[0, 51]"]).noise.validation_sigma == pytest.approx(0.1)  # the middle
 
 
 @pytest.mark.parametrize(
