@@ -240,7 +240,7 @@ def prior_train_command(options: argparse.Namespace, console: Console) -> None:
             promote_grey=config.data.promote_grey, cache=config.data.cache, progress=progress,
         )  # fmt: skip
         train_prior(
-            prior, list(images.values()), numbers, checkpoint_path=target.with_suffix(".checkpoint"),
+            prior, images, numbers, checkpoint_path=target.with_suffix(".checkpoint"),
             device=torch.device(config.device),
             progress=lambda step, loss, seconds: progress("train prior", step, numbers.num_steps),
         )  # fmt: skip

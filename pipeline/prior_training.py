@@ -7,7 +7,8 @@ random sigma for the other half, so that one network serves every sigma ("mixed"
 import logging
 import math
 import time
-from collections.abc import Callable, Sequence
+import zlib
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,7 @@ from torch import Tensor
 from pipeline.checkpoint import load_checkpoint, restoring, save_checkpoint
 from pipeline.data.patches import PatchSource
 from pipeline.losses import is_good_step
-from pipeline.plain import to_plain
+from pipeline.plain import hash_of, to_plain
 from pipeline.priors import MIRNet, NAFNet, Prior
 from pipeline.settings import PriorTrainConfig
 
@@ -45,7 +46,7 @@ def new_prior(config: PriorTrainConfig) -> MIRNet | NAFNet:
 
 def train_prior(
     prior: Prior,
-    images: Sequence[np.ndarray],
+    images: Mapping[str, np.ndarray],
     config: PriorTrainConfig,
     *,
     checkpoint_path: Path,
@@ -54,11 +55,12 @@ def train_prior(
 ) -> Prior:
     """Train `prior` in place with L1 and Adam, learning rate warmed up and then decayed to zero by a cosine.
 
-    Goes on from `checkpoint_path` where it exists; the data order is part of the checkpoint.
+    Goes on from `checkpoint_path` where it exists; the data order is part of the checkpoint. The order of `images` does
+    not matter.
 
     Args:
         prior: the network, with initial weights.
-        images: (H, W, 3) uint8 or uint16 clean images, each at least a patch large.
+        images: (H, W, 3) uint8 or uint16 clean images by name, each at least a patch large.
         config: numbers of the training.
         checkpoint_path: written every `config.checkpoint_every` steps and at the end.
         device: where to train.
@@ -68,17 +70,21 @@ def train_prior(
         `prior`, in evaluation mode.
 
     Raises:
-        ValueError: the checkpoint belongs to another configuration.
+        ValueError: the checkpoint belongs to another configuration or to other images.
         FloatingPointError: more than `max_bad_steps` steps had no finite loss, or all of them.
     """
+    images = dict(sorted(images.items()))
     source = PatchSource(
-        images, patch_size=config.patch_size, noise_model=config.noise_model, sigma_range=config.sigma_range
+        list(images.values()),
+        patch_size=config.patch_size,
+        noise_model=config.noise_model,
+        sigma_range=config.sigma_range,
     )
     generator = torch.Generator().manual_seed(config.seed)
     prior.to(device, memory_format=torch.channels_last).train()  # type: ignore[call-overload]
     optimizer = torch.optim.Adam(prior.parameters(), lr=config.learning_rate)
     first_step = num_bad_steps = 0
-    settings = _lasting_settings(config)
+    settings = _lasting_settings(config) | {"images": _describe(images)}
     if checkpoint_path.exists():
         state = load_checkpoint(checkpoint_path, map_location=device)
         if state.get("config") != settings:
@@ -140,6 +146,12 @@ def _lasting_settings(config: PriorTrainConfig) -> dict[str, Any]:
     settings: dict[str, Any] = to_plain(config)
     del settings["max_bad_steps"]
     return settings
+
+
+def _describe(images: Mapping[str, np.ndarray]) -> str:
+    """Return the number of images and a fingerprint of their names, sizes and middle rows; a moved folder keeps it."""
+    facts = [[name, *image.shape, zlib.crc32(image[len(image) // 2].tobytes())] for name, image in images.items()]
+    return f"{len(images)}, fingerprint {hash_of(facts)}"
 
 
 def _step(prior: Prior, optimizer: torch.optim.Optimizer, noisy: Tensor, clean: Tensor) -> float | None:

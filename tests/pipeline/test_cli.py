@@ -2,6 +2,7 @@
 
 import json
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -299,6 +300,9 @@ def test_a_prior_is_trained_and_resumed(
     assert (elsewhere / "mine.safetensors").read_bytes() == first
     assert "`--to` must name a .safetensors file" in fail(capsys, *command, "--to", "mine.pth")
     assert "was made by" in fail(capsys, *command, "--to", "mine.safetensors", "prior_train.seed=5")
+    shutil.copytree(tmp_path / "data", tmp_path / "more")
+    line = fail(capsys, *command, "--images", str(tmp_path / "more"), "--to", "mine.safetensors")
+    assert "was made by" in line and "'images': '4, fingerprint" in line
 
 
 @pytest.mark.slow

@@ -20,8 +20,15 @@ def config() -> PriorTrainConfig:
 
 
 @pytest.fixture
-def train(images: list[np.ndarray], tmp_path: Path) -> Any:
-    def train_(config: PriorTrainConfig, name: str = "prior.checkpoint", **settings: Any) -> Prior:
+def by_name(images: list[np.ndarray]) -> dict[str, np.ndarray]:
+    return {"a": images[0], "b": images[1]}
+
+
+@pytest.fixture
+def train(by_name: dict[str, np.ndarray], tmp_path: Path) -> Any:
+    def train_(
+        config: PriorTrainConfig, name: str = "prior.checkpoint", *, images: Any = by_name, **settings: Any
+    ) -> Prior:
         torch.manual_seed(0)
         prior = new_prior(config)
         train_prior(prior, images, config, checkpoint_path=tmp_path / name, device=torch.device("cpu"), **settings)
@@ -104,6 +111,32 @@ def test_a_checkpoint_of_another_configuration_is_refused(train: Any, config: Pr
     train(config)
     with pytest.raises(ValueError, match=r"prior\.checkpoint was made by .*'seed': 0.*, got .*'seed': 1"):
         train(replace(config, seed=1))
+
+
+def test_a_checkpoint_of_other_images_is_refused(
+    train: Any, config: PriorTrainConfig, by_name: dict[str, np.ndarray], tmp_path: Path
+) -> None:
+    train(config)
+    a, b = by_name.values()
+    for other in ({"a": a}, {"a": a, "c": b}, {"a": a, "b": b[:-1]}, {"a": a, "b": 255 - b}):
+        message = rf"prior\.checkpoint was made by .*'images': '2, fingerprint \w+'.*, got .*'{len(other)}, fingerprint"
+        with pytest.raises(ValueError, match=message):
+            train(config, images=other)
+    path = tmp_path / "prior.checkpoint"
+    state = torch.load(path, weights_only=True)
+    del state["config"]["images"]  # as earlier versions wrote it
+    torch.save(state, path)
+    with pytest.raises(ValueError, match=r"prior\.checkpoint was made by .*, got .*'images'"):
+        train(config)
+
+
+def test_the_order_of_the_images_is_none_of_the_training(
+    train: Any, config: PriorTrainConfig, by_name: dict[str, np.ndarray]
+) -> None:
+    first = train(config, "one.checkpoint")
+    second = train(config, "two.checkpoint", images=dict(reversed(by_name.items())))
+    assert all(torch.equal(a, b) for a, b in zip(first.parameters(), second.parameters(), strict=True))
+    train(config, "one.checkpoint", images=dict(reversed(by_name.items())))
 
 
 def test_the_architecture_is_chosen_by_configuration(config: PriorTrainConfig) -> None:
