@@ -208,8 +208,8 @@ def denoise_command(options: argparse.Namespace, console: Console) -> None:
         raise ValueError(f"{', '.join(taken)} exist already; give --overwrite or another --output")
     if len(set(targets)) != len(targets):
         raise ValueError("two images have the same name; denoise them into different folders")
-    images = [decode_image(name, allow_grey=options.promote_grey) for name in options.images]
     model = _load_denoiser(options)
+    images = [decode_image(name, allow_grey=options.promote_grey) for name in options.images]
     output.mkdir(parents=True, exist_ok=True)
     with ProgressReport(console) as progress:
         for index, (image, path) in enumerate(zip(images, targets, strict=True), start=1):
@@ -224,10 +224,12 @@ def prior_train_command(options: argparse.Namespace, console: Console) -> None:
     import torch
 
     from pipeline.data.loading import load_images
+    from pipeline.device import check_device
     from pipeline.prior_training import new_prior, train_prior
     from pipeline.priors import save_prior
 
     config = _config(options)
+    check_device(config.device, name="device")
     numbers = config.prior_train
     target = Path(options.to)
     if target.suffix != ".safetensors":
@@ -251,6 +253,7 @@ def prior_train_command(options: argparse.Namespace, console: Console) -> None:
 def baseline_train_command(options: argparse.Namespace, console: Console) -> None:
     """Train a baseline with the data, steps and optimiser of a searched network; the same command resumes it."""
     from pipeline.baseline_training import parse_sizes, train_baseline, trainable_baselines
+    from pipeline.device import check_device
     from pipeline.evaluate import evaluate_denoiser, mean_score
     from pipeline.models import load_denoiser
     from pipeline.run_tracking import RunTracking
@@ -259,6 +262,7 @@ def baseline_train_command(options: argparse.Namespace, console: Console) -> Non
         raise ValueError(f"`NAME` must be one of {', '.join(trainable_baselines())}, got {options.name!r}")
     sizes = parse_sizes(options.size)
     config = _config(options)
+    check_device(config.device, name="device")  # a baseline is trained here, also with a cluster
     if not options.output and not any(text.startswith("output=") for text in options.overrides):
         config = config.with_settings({"output": f"{config.output}-{options.name}"})
     with (
@@ -294,8 +298,10 @@ def dnd_command(options: argparse.Namespace, console: Console) -> None:
     """Denoise the Darmstadt set and write the files that its benchmark's server takes; resumes."""
     from pipeline.cluster import load_op_files, read_op_files
     from pipeline.data.dnd import write_submission
+    from pipeline.device import check_device
     from pipeline.evaluation.models import open_model
 
+    check_device(options.device)
     load_op_files(read_op_files(tuple(options.op_file)))
     model = open_model(options.model, device=options.device, tile_size=options.tile_size)
     with ProgressReport(console) as progress:
@@ -308,8 +314,10 @@ def dnd_command(options: argparse.Namespace, console: Console) -> None:
 
 def _load_denoiser(options: argparse.Namespace) -> Any:
     from pipeline.cluster import load_op_files, read_op_files
+    from pipeline.device import check_device
     from pipeline.models import load_denoiser
 
+    check_device(options.device)
     load_op_files(read_op_files(tuple(options.op_file)))
     return load_denoiser(options.model).to(options.device)
 

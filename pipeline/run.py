@@ -25,6 +25,7 @@ from pipeline.cluster import cluster_address, load_op_files, ray_session, read_o
 from pipeline.config import Config, load_config
 from pipeline.data.images import TRAINING_PHOTOGRAPHS, VALIDATION_PHOTOGRAPHS
 from pipeline.data.loading import UnusableImagesError, load_images
+from pipeline.device import check_device
 from pipeline.evaluate import ImageScore, evaluate_denoiser, mean_score
 from pipeline.part_search import PartSearchResult
 from pipeline.pictures import ComparisonRow, comparison_figure
@@ -351,13 +352,12 @@ def open_run(
         ValueError: unreadable images or impossible settings.
     """
     load_op_files(read_op_files(config.space.op_files))
-    if config.device == "cuda" and not torch.cuda.is_available() and cluster_address(config.ray) is None:
-        raise ValueError("`device` is cuda, but torch sees no CUDA device")
-    if config.device == "cuda" and cluster_address(config.ray) is not None and config.ray.gpus_per_part == 0:
+    if cluster_address(config.ray) is None:
+        check_device(config.device, name="device")
+    elif config.device == "cuda" and config.ray.gpus_per_part == 0:
         raise ValueError("`ray.gpus_per_part` must be above 0 on a cluster when `device` is cuda: Ray may place a part "
                          "that asks for none on a machine without one")  # fmt: skip
-    if config.latency.device != "cpu" and not torch.cuda.is_available():
-        raise ValueError(f"`latency.device` is {config.latency.device}, but torch sees no CUDA device")
+    check_device(config.latency.device, name="latency.device")
     prior = load_prior(config.prior.weights, device=_own_device(config))
     space = SearchSpace(
         num_channels=prior.num_channels,

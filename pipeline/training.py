@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from pipeline.checkpoint import load_checkpoint, restoring, save_checkpoint
 from pipeline.data.distilled import DistilledPatches
 from pipeline.data.patches import PatchSource
+from pipeline.device import check_device
 from pipeline.losses import is_good_step, training_loss
 from pipeline.precision import autocast
 from pipeline.priors import Prior, Recorded
@@ -58,8 +59,7 @@ class Trainer:
         num_workers: int = 1,
         max_seconds: float | None = None,
     ) -> None:
-        if device.type == "cuda" and not torch.cuda.is_available():
-            raise ValueError("`device` is cuda, but torch sees no CUDA device")
+        check_device(device.type, name="device")
         self.network = network.to(device, memory_format=torch.channels_last).train()  # type: ignore[call-overload]
         self.source = source
         self.config = config

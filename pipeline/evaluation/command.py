@@ -28,19 +28,20 @@ def evaluate_command(options: argparse.Namespace, console: Console) -> None:
     from pipeline.cluster import load_op_files, read_op_files
     from pipeline.data.datasets import open_dataset
     from pipeline.data.loading import check_datasets
+    from pipeline.device import check_device
     from pipeline.evaluation.measuring import fingerprint, measure_row
     from pipeline.evaluation.models import open_model
     from pipeline.evaluation.table import Table, markdown
     from pipeline.run import locked
     from pipeline.settings import PHOTOGRAPHS
 
+    check_device(options.device)
     _check_distinct("MODEL", options.models)
     load_op_files(read_op_files(tuple(options.op_file)))
     datasets = [open_dataset(source, promote_grey=options.promote_grey) for source in options.data or [PHOTOGRAPHS]]
     _check_distinct("--data", [dataset.name for dataset in datasets])
     jobs = _plan(datasets, _noise_names(options))
     check_datasets(datasets)
-    _check_device(options.device)
     if options.tile_size is not None and options.tile_size < 1:
         raise ValueError(f"`--tile-size` must be at least 1, got {options.tile_size}")
     models = [open_model(name, device=options.device, tile_size=options.tile_size) for name in options.models]
@@ -98,15 +99,6 @@ def _tracking(folder: Path, uri: str | None) -> "EvaluationTracking":
 
     uri = uri or os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{folder.absolute().parent / 'mlflow.db'}"
     return EvaluationTracking(folder, uri)
-
-
-def _check_device(device: str) -> None:
-    import torch
-
-    if device.partition(":")[0] not in ("cpu", "cuda"):
-        raise ValueError(f"`--device` must be cpu or cuda, got {device!r}")
-    if device != "cpu" and not torch.cuda.is_available():
-        raise ValueError(f"`--device` is {device}, but torch sees no CUDA device")
 
 
 def _check_distinct(name: str, values: Sequence[str]) -> None:

@@ -204,7 +204,27 @@ def test_an_impossible_sigma_gives_one_line(capsys: pytest.CaptureFixture[str], 
 
 
 def test_an_unknown_device_gives_one_line(capsys: pytest.CaptureFixture[str], model: str, photograph: str) -> None:
-    assert "gpu" in fail(capsys, "denoise", model, photograph, "--output", "out", "--device", "gpu")
+    line = fail(capsys, "denoise", model, photograph, "--output", "out", "--device", "gpu")
+    assert "`--device` must be cpu or cuda, got 'gpu'" in line
+
+
+@pytest.mark.parametrize(
+    ("arguments", "name"),
+    [
+        (["denoise", "mirnet16", "none.png", "--output", "out", "--device", "cuda"], "--device"),
+        (["dnd", "mirnet16", "nowhere", "--output", "out", "--device", "cuda"], "--device"),
+        (["prior", "train", "--images", "nowhere", "--to", "mine.safetensors", "device=cuda"], "device"),
+        (["baseline", "train", "dncnn", "--config", "tiny", "device=cuda", "data.training=nowhere",
+          "ray.address='10.0.0.1:6379'", "ray.gpus_per_part=1"], "device"),
+    ],
+)  # fmt: skip
+def test_a_missing_gpu_gives_one_line_before_images_are_read(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, elsewhere: Path, arguments: list[str],
+    name: str,
+) -> None:  # fmt: skip
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    assert f"`{name}` is cuda, but torch sees no CUDA device" in fail(capsys, *arguments)
+    assert list(elsewhere.iterdir()) == []
 
 
 def test_images_of_odd_size_are_denoised_as_the_model_does(model: str, photograph: str, elsewhere: Path) -> None:
