@@ -199,7 +199,8 @@ def _collection_config(folder: Path, options: argparse.Namespace) -> Config:
 def denoise_command(options: argparse.Namespace, console: Console) -> None:
     """Denoise image files of any size with a found network or a prior."""
     from pipeline.data.images import decode_image, to_image, to_tensor, write_image
-    from pipeline.denoise import denoise_image
+    from pipeline.data.loading import check_images
+    from pipeline.denoise import default_overlap, denoise_image
 
     output = Path(options.output)
     targets = [output / (Path(name).stem + ".png") for name in options.images]
@@ -209,11 +210,17 @@ def denoise_command(options: argparse.Namespace, console: Console) -> None:
     if len(set(targets)) != len(targets):
         raise ValueError("two images have the same name; denoise them into different folders")
     model = _load_denoiser(options)
-    images = [decode_image(name, allow_grey=options.promote_grey) for name in options.images]
+    check_images(options.images, allow_grey=options.promote_grey)
     output.mkdir(parents=True, exist_ok=True)
     with ProgressReport(console) as progress:
-        for index, (image, path) in enumerate(zip(images, targets, strict=True), start=1):
-            denoised = denoise_image(model, to_tensor(image), tile_size=options.tile_size, device=options.device)
+        for index, (name, path) in enumerate(zip(options.images, targets, strict=True), start=1):
+            image = decode_image(name, allow_grey=options.promote_grey)  # again: all at once may not fit in memory
+            denoised = denoise_image(
+                model, to_tensor(image), tile_size=options.tile_size,
+                tile_overlap=default_overlap(options.tile_size), device=options.device,
+            )  # fmt: skip
+            if not denoised.isfinite().all():
+                raise ValueError(f"the denoiser's output for image {name} is not finite")
             write_image(path, to_image(denoised, like=image))
             progress("denoise", index, len(targets))
     console.print(f"{len(targets)} images in {output}", soft_wrap=True)

@@ -61,6 +61,11 @@ def denoise_image(
     return total / weight
 
 
+def default_overlap(tile_size: int | None) -> int:
+    """Return an overlap that fits tiles of any size."""
+    return 32 if tile_size is None else min(32, tile_size // 4)
+
+
 def _run(model: nn.Module, tile: Tensor, device: torch.device | str) -> Tensor:
     with torch.inference_mode():
         denoised = model(tile.to(device, torch.float32).contiguous(memory_format=torch.channels_last))

@@ -1,7 +1,8 @@
 """Read all images that a run trains or validates on, from one source or several.
 
-Called when a run is opened and by prior training. Everything is decoded once before work starts, so that unreadable
-files are reported together; with a cache, decoded images lie on disk and are mapped into memory.
+Called when a run is opened, by prior training and before files are denoised. Everything is decoded once before work
+starts, so that unreadable files are reported together; with a cache, decoded images lie on disk and are mapped into
+memory.
 """
 
 import hashlib
@@ -12,6 +13,7 @@ import numpy as np
 
 from ops.files import written_beside
 from pipeline.data.datasets import Dataset, open_dataset
+from pipeline.data.images import decode_image
 from pipeline.data.mapped import map_array
 from pipeline.metrics import SSIM_WINDOW_SIZE
 
@@ -97,6 +99,21 @@ def check_datasets(datasets: Iterable[Dataset]) -> None:
         UnusableImagesError: some cannot be used; those of all sets are named at once.
     """
     _raise([problem for dataset in datasets for problem in _problems(dataset)])
+
+
+def check_images(paths: Iterable[str], *, allow_grey: bool) -> None:
+    """Decode every image file once, keeping none.
+
+    Raises:
+        UnusableImagesError: some cannot be used; all of them are named at once.
+    """
+    problems = []
+    for path in paths:
+        try:
+            decode_image(path, allow_grey=allow_grey)
+        except (ValueError, OSError) as error:
+            problems.append(str(error))
+    _raise(problems)
 
 
 def _problems(dataset: Dataset) -> Iterator[str]:

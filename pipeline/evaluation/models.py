@@ -11,7 +11,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from pipeline.denoise import denoise_image
+from pipeline.denoise import default_overlap, denoise_image
 from pipeline.evaluation.costs import Costs, network_costs
 from pipeline.models import load_denoiser
 
@@ -42,7 +42,7 @@ class EvaluatedModel:
         """Return the denoising of one image; `sigma` on the [0, 1] scale, or None, is told to BM3D alone."""
         if self.name == BLOCK_MATCHING:
             self.module.sigma = sigma  # type: ignore[assignment]
-        overlap = 32 if self.tile_size is None else min(32, self.tile_size // 4)
+        overlap = default_overlap(self.tile_size)
         return lambda noisy: denoise_image(
             self.module, noisy, tile_size=self.tile_size, tile_overlap=overlap, device=self.device
         )
