@@ -13,7 +13,7 @@ from typing import Any
 import yaml
 
 from ops.files import write_atomically
-from pipeline.plain import from_plain, hash_of, set_dotted, to_plain
+from pipeline.plain import dotted, from_plain, hash_of, set_dotted, to_plain
 from pipeline.settings import (
     DEVICES,
     CollectConfig,
@@ -32,6 +32,10 @@ from pipeline.settings import (
     check,
 )
 
+# Where a leading `~` is the home folder; `pipeline.data.datasets` sees to image sources.
+_PATHS = (
+    "output", "data.cache", "space.op_files", "prior.weights", "latency.table", "ray.storage_path", "collect.supernets",
+)  # fmt: skip
 _MAX_FILE_BYTES = 1_000_000
 _MAX_VALUES, _MAX_DEPTH = 10_000, 20  # far above any configuration
 
@@ -121,7 +125,7 @@ def list_presets() -> list[str]:
 
 
 def load_config(source: str, overrides: list[str] | None = None) -> Config:
-    """Read a preset or a YAML file and apply dotted overrides.
+    """Read a preset or a YAML file and apply dotted overrides; paths that begin with `~` become absolute.
 
     Args:
         source: name of a shipped preset, or path of a YAML file.
@@ -148,9 +152,20 @@ def load_config(source: str, overrides: list[str] | None = None) -> Config:
     for override in overrides or []:
         _apply_override(values, override)
     try:
-        return from_plain(Config, values, "")
+        return _expand_paths(from_plain(Config, values, ""))
     except ValueError as error:
         raise ValueError(f"configuration {source}: {error}") from None
+
+
+def _expand_paths(config: Config) -> Config:
+    settings = dict(dotted(config.to_dict()))
+    return config.with_settings({name: _expand(settings[name]) for name in _PATHS})
+
+
+def _expand(paths: Any) -> Any:
+    if isinstance(paths, list):
+        return [_expand(path) for path in paths]
+    return None if paths is None else os.path.expanduser(paths)
 
 
 def _read_yaml(text: bytes | str, what: str) -> Any:

@@ -49,6 +49,20 @@ def test_overrides_are_parsed_as_yaml() -> None:
     assert config.space.candidate_ops == ("skip", "conv_d1")
 
 
+def test_a_leading_tilde_is_the_home_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", "/home/me")
+    (tmp_path / "mine.yaml").write_text("output: ~/runs/x\nspace: {op_files: [~/mine.py, ops/yours.py]}")
+    settings = ["data.cache=~/decoded", "prior.weights=~/prior.pth", "latency.table=~/table.parquet",
+                "collect.supernets=~/collection", "ray.storage_path=~/checkpoints"]  # fmt: skip
+    config = load_config(str(tmp_path / "mine.yaml"), settings)
+    assert config.output == "/home/me/runs/x"
+    assert config.space.op_files == ("/home/me/mine.py", "ops/yours.py")
+    assert (config.data.cache, config.prior.weights) == ("/home/me/decoded", "/home/me/prior.pth")
+    assert (config.latency.table, config.collect.supernets) == ("/home/me/table.parquet", "/home/me/collection")
+    assert config.ray.storage_path == "/home/me/checkpoints"
+    assert load_config("tiny", ["ray.storage_path='s3://mine/~/x'"]).ray.storage_path == "s3://mine/~/x"
+
+
 def test_sigmas_are_converted_to_the_unit_scale() -> None:
     noise = load_config("tiny", ["noise.sigma_255=[0, 51]", "noise.validation_sigma_255=25.5"]).noise
     assert noise.sigma_range == pytest.approx((0, 0.2))
