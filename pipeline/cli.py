@@ -2,6 +2,7 @@
 
 import argparse
 import logging
+import signal
 import sys
 from collections.abc import Callable
 from typing import Any
@@ -29,13 +30,14 @@ _NO_MEMORY = "could not create a primitive", "std::bad_alloc", "can't start new 
 
 
 def command_line() -> int:
-    """Run the command of this process's arguments, as `main` does; should a signal end it, a line says so."""
+    """Run the command of this process's arguments, as `main` does, and have a line for whatever signal ends it."""
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
     with watched():
         return main()
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Run one command; return the exit status: 0, 2 after a user's error, 130 after Ctrl-C."""
+    """Run one command; return the exit status: 0, 2 after a user's error, 130 after Ctrl-C or SIGTERM."""
     parser = _parser()
     options, rest = parser.parse_known_args(arguments)
     if any(text.startswith("-") for text in rest) or not hasattr(options, "overrides"):

@@ -7,8 +7,10 @@ import logging
 import os
 import secrets
 import shutil
+import signal
 import socket
 import tempfile
+import threading
 import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
@@ -20,11 +22,13 @@ from pipeline.settings import RayConfig
 from pipeline.time_slice import patient_processes
 
 # Read by Ray when it is imported or started: no statistics sent, Ray Train's current implementation, which looks for
-# checkpoints this often (seconds), no fatal limit on memory shared with others.
+# checkpoints this often (seconds), workers that stay in the folder that relative paths are meant for, no fatal limit on
+# memory shared with others.
 _ENVIRONMENT = {
     "RAY_USAGE_STATS_ENABLED": "0",
     "RAY_TRAIN_V2_ENABLED": "1",
     "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.5",
+    "RAY_CHDIR_TO_TRIAL_DIR": "0",
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
     "RAY_DEDUP_LOGS": "0",
 }
@@ -60,8 +64,11 @@ def ray_session(config: RayConfig) -> Iterator[None]:
         os.environ.setdefault(name, value)
     import ray
 
+    before = signal.getsignal(signal.SIGTERM)
     try:
         with _initialised(config, address):
+            if threading.current_thread() is threading.main_thread():
+                signal.signal(signal.SIGTERM, before)  # Ray's own handler ends the command without a word
             yield
     except (ray.exceptions.ObjectStoreFullError, ray.exceptions.OutOfDiskError) as error:
         raise RuntimeError(

@@ -253,6 +253,7 @@ def _tune_settings(folder: Path) -> Iterator[str]:
     quiet = {
         "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",  # no result files per trial
         "TUNE_GLOBAL_CHECKPOINT_S": "600",
+        "TUNE_DISABLE_SIGINT_HANDLER": "1",  # Ctrl-C ends the command, as it ends any other
         "RAY_AIR_NEW_OUTPUT": "0",
     }
     before = {name: os.environ.get(name) for name in quiet}

@@ -122,7 +122,7 @@ def collect_command(options: argparse.Namespace, console: Console) -> None:
             raise ValueError(f"`--{name}` must be at least 0, got {getattr(options, name)}")
     with _opened(config, console, searches=True) as run, ExitStack() as stack:
         claim_collection(run.folder, config)  # before anything is tracked
-        tracking = CollectionTracking(run.folder, config.tracking_uri, config)
+        tracking = stack.enter_context(CollectionTracking(run.folder, config.tracking_uri, config))
         sender = stack.enter_context(tracking.sender())
         stack.enter_context(ray_session(config.ray))
         records = collect(run, num_searched=options.num, num_random=options.random, on_record=sender.add)

@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 
 from pipeline.baselines import is_baseline, load_baseline
-from pipeline.checkpoint import fill_by_name, load_weights
+from pipeline.checkpoint import fill_by_name, load_metadata, load_weights
 from pipeline.priors import load_prior
 from search_space import Genotype, build_network
 
@@ -35,5 +35,10 @@ def load_denoiser(path: Path | str) -> torch.nn.Module:
         return load_prior(path)
     genotype = Genotype.load(genotype_path)
     network = build_network(genotype)
-    fill_by_name(network, load_weights(weights), f"weights {weights} do not belong to genotype {genotype.genotype_id}")
+    of_another = f"weights {weights} do not belong to genotype {genotype.genotype_id}"
+    if (trained := load_metadata(weights).get("genotype_id", genotype.genotype_id)) != genotype.genotype_id:
+        raise ValueError(
+            f"{of_another}, they are of {trained}"
+        )  # operators may have parameters of equal names and shapes
+    fill_by_name(network, load_weights(weights), of_another)
     return network.to(memory_format=torch.channels_last).eval()  # type: ignore[call-overload]

@@ -58,6 +58,13 @@ class _NoProcessGroup(ray.train.torch.TorchConfig):
         return _NoBackend
 
 
+class _Trainer(ray.train.torch.TorchTrainer):
+    """Leaves Ctrl-C to the command; Ray's own handler ends it without a word, and stays when training is over."""
+
+    def _register_sigint_handler(self, controller: Any) -> None:
+        pass
+
+
 def retrain(
     config: Config,
     genotype: Genotype,
@@ -93,7 +100,7 @@ def retrain(
     name, storage = _run_name(config, genotype), config.ray.storage_path or str(folder.absolute())
     mend_train_folder(Path(storage) / name)
     queue = driver_queue()
-    trainer = ray.train.torch.TorchTrainer(
+    trainer = _Trainer(
         train_worker,  # type: ignore[arg-type]  # the checker sees the older class, whose functions return nothing
         train_loop_config={
             "config": config,

@@ -31,10 +31,10 @@ from search_space import CostModel, SearchSpace, op_macs, op_num_parameters
 
 @dataclass(frozen=True, kw_only=True)
 class SearchInputs:
-    """What the three part searches share: a patch set with the prior's features, or what makes them live."""
+    """What the three part searches share: a patch set with the prior's features, or the images that make them live."""
 
     patches: PatchSet | None
-    images: tuple[list[np.ndarray], list[np.ndarray]]
+    images: tuple[list[np.ndarray], list[np.ndarray]] = ([], [])
 
 
 def space_of(config: Config, num_channels: int) -> SearchSpace:
@@ -85,7 +85,7 @@ def prepare_inputs(
         generator=torch.Generator().manual_seed(config.seed),
         progress=progress,
     )
-    return SearchInputs(patches=patches, images=halves)
+    return SearchInputs(patches=patches)  # without the images, which would only fill Ray's object store
 
 
 def features_megabytes(config: Config, num_channels: int) -> float:

@@ -36,7 +36,7 @@ from pipeline.cluster import ray_session
 from pipeline.config import load_config
 from pipeline.data.images import TRAINING_PHOTOGRAPHS, photographs, read_image, write_image
 from pipeline.models import load_denoiser
-from pipeline.priors import load_prior
+from pipeline.priors import load_prior, save_prior
 from pipeline.run import Run, open_run
 from pipeline.settings import RayConfig
 from pipeline.summary import ARTIFACTS
@@ -233,6 +233,23 @@ def test_the_found_network_denoises_an_image_of_odd_size(
 def test_weights_of_another_genotype_are_refused(
     finished: Path, photograph: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
+    """Names and shapes alone would let it pass: the genotypes differ in convolutions that have the same parameters."""
+    own = genotype_of(finished)
+    twins = {"conv_d1": "conv_d2", "conv_d2": "conv_d1", "conv_d3": "conv_r", "conv_r": "conv_d3"}
+    parts = [
+        replace(part, cells=tuple(replace(cell, op=twins.get(cell.op, cell.op)) for cell in part.cells))
+        for part in own.parts
+    ]
+    other = Genotype.of(own.space, parts)
+    other.save(tmp_path / "genotype.json")
+    shutil.copy(finished / "model.safetensors", tmp_path)
+    line = error_line(capsys, "denoise", str(tmp_path), str(photograph), "--output", str(tmp_path / "out"))
+    assert f"do not belong to genotype {other.genotype_id}, they are of {own.genotype_id}" in line
+
+
+def test_damaged_weights_are_refused(
+    finished: Path, photograph: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     shutil.copy(finished / "genotype.json", tmp_path)
     (tmp_path / "model.safetensors").write_bytes((finished / "model.safetensors").read_bytes()[:200])
     line = error_line(capsys, "denoise", str(tmp_path), str(photograph), "--output", str(tmp_path / "out"))
@@ -240,13 +257,16 @@ def test_weights_of_another_genotype_are_refused(
 
 
 def test_retraining_from_scratch_takes_any_genotype(
-    finished: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    finished: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    """With a prior that is named by a path relative to the folder of the command."""
     folder = tmp_path / "scratch"
     command = ["retrain", "--config", "tiny", "--output", str(folder), "--genotype", str(finished / "genotype.json")]
     assert "no search to inherit weights from" in error_line(capsys, *command)
     shutil.rmtree(folder)
-    assert main([*command, "retrain.start=scratch"]) == 0
+    monkeypatch.chdir(tmp_path)
+    save_prior(load_prior("mirnet16"), "mine.safetensors")
+    assert main([*command, "retrain.start=scratch", "prior.weights=mine.safetensors"]) == 0
     assert f"retrained {genotype_of(finished).genotype_id}" in capsys.readouterr().out
     own, inherited = load_weights(folder / "model.safetensors"), load_weights(finished / "model.safetensors")
     assert own.keys() == inherited.keys()

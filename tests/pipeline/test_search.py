@@ -51,7 +51,7 @@ def test_latency_costs_need_a_table(tiny_space: SearchSpace) -> None:
 
 def test_inputs_hold_features_or_images(quick_prior: object, images: list[np.ndarray]) -> None:
     cached = prepare_inputs(tiny(), quick_prior, dict(zip("ab", images, strict=True)))
-    assert cached.patches is not None
+    assert cached.patches is not None and cached.images == ([], [])
     assert cached.patches.num_bytes / 1e6 == pytest.approx(features_megabytes(tiny(), 16))
     live = prepare_inputs(tiny("search.prior_features=live"), quick_prior, dict(zip("ab", images, strict=True)))
     assert live.patches is None
