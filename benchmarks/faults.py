@@ -127,8 +127,8 @@ class TrialEpochs(threading.Thread):
     def run(self) -> None:
         """Note every epoch that another process made before: another time stands in the checkpoint."""
         while not self._ended.wait(0.05):
-            for path in self._folder.glob("checkpoints/*/part*.pt"):
-                with contextlib.suppress(FileNotFoundError):
+            with contextlib.suppress(FileNotFoundError):  # a record was written meanwhile
+                for path in self._folder.glob("checkpoints/*/part*.pt"):
                     for epoch, metrics in load_checkpoint(path)["history"]:
                         entry = (f"{path.parent.name}/{path.name}", epoch)
                         if self._seen.setdefault(entry, metrics["seconds"]) != metrics["seconds"]:

@@ -22,13 +22,11 @@ from pipeline.settings import RayConfig
 from pipeline.time_slice import patient_processes
 
 # Read by Ray when it is imported or started: no statistics sent, Ray Train's current implementation, which looks for
-# checkpoints this often (seconds), workers that stay in the folder that relative paths are meant for, no fatal limit on
-# memory shared with others.
+# checkpoints this often (seconds), no fatal limit on memory shared with others.
 _ENVIRONMENT = {
     "RAY_USAGE_STATS_ENABLED": "0",
     "RAY_TRAIN_V2_ENABLED": "1",
     "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.5",
-    "RAY_CHDIR_TO_TRIAL_DIR": "0",
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
     "RAY_DEDUP_LOGS": "0",
 }

@@ -125,7 +125,7 @@ def list_presets() -> list[str]:
 
 
 def load_config(source: str, overrides: list[str] | None = None) -> Config:
-    """Read a preset or a YAML file and apply dotted overrides; paths that begin with `~` become absolute.
+    """Read a preset or a YAML file and apply dotted overrides; `~` and the path of a prior become absolute.
 
     Args:
         source: name of a shipped preset, or path of a YAML file.
@@ -159,7 +159,10 @@ def load_config(source: str, overrides: list[str] | None = None) -> Config:
 
 def _expand_paths(config: Config) -> Config:
     settings = dict(dotted(config.to_dict()))
-    return config.with_settings({name: _expand(settings[name]) for name in _PATHS})
+    paths = {name: _expand(settings[name]) for name in _PATHS}
+    if os.path.isfile(prior := paths["prior.weights"]):  # read by processes that work in other folders
+        paths["prior.weights"] = os.path.abspath(prior)
+    return config.with_settings(paths)
 
 
 def _expand(paths: Any) -> Any:

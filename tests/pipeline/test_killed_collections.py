@@ -50,8 +50,8 @@ class Epochs:
 
     def look(self) -> int:
         """Look once; return how many are known."""
-        for path in self._folder.glob("*/part*.pt"):
-            with suppress(FileNotFoundError):  # its record was written meanwhile
+        with suppress(FileNotFoundError):  # its record was written meanwhile
+            for path in self._folder.glob("*/part*.pt"):
                 for epoch, metrics in load_checkpoint(path)["history"]:
                     entry = (f"{path.parent.name}/{path.name}", epoch)
                     if self.seen.setdefault(entry, metrics["seconds"]) != metrics["seconds"]:
