@@ -31,7 +31,7 @@ from pipeline.records import RECORD_SCHEMA_VERSION, Record, read_records, write_
 from pipeline.run import Run
 from pipeline.sampling import CollectionSearcher, TrialJob
 from pipeline.search_inputs import SearchInputs, part_data
-from pipeline.settings import CollectConfig
+from pipeline.settings import TRIAL_SETTINGS, CollectConfig, check
 from pipeline.shared_supernet import train_shared_supernet
 from pipeline.trial import CollectionTrial, SharedData, trial_config
 from search_space import SearchSpace
@@ -85,9 +85,10 @@ def claim_collection(folder: Path, config: Config) -> None:
     """Check that the folder holds this collection or none, and mark it as this one.
 
     Raises:
-        ValueError: another collection, or a setting in `collect.vary` that is none.
+        ValueError: another collection, or a setting in `collect.vary` that no trial has of its own.
     """
     for name, choices in config.collect.vary.items():
+        check(name in TRIAL_SETTINGS, "collect.vary", f"settings among {', '.join(TRIAL_SETTINGS)}", name)
         for value in choices if isinstance(choices, list) else [choices["low"], choices["high"]]:
             trial_config(config, 0, {name: value})
     identity = {"schema_version": RECORD_SCHEMA_VERSION, "collection_hash": collection_hash(config)}

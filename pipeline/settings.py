@@ -16,6 +16,15 @@ COSTS = ("latency", "parameters", "macs")
 SAMPLERS = ("random", "tpe", "nsga2")
 PRIORS = ("mirnet", "nafnet")
 PRECISIONS = ("float32", "bfloat16")
+# What a trial of a collection reads from settings of its own. All else is shared: patches and the prior's features,
+# prices, shared supernets, scoring, machines.
+TRIAL_SETTINGS = (
+    "collect.warm_start", "space.candidate_ops",
+    "search.batch_size", "search.num_epochs", "search.warmup_share", "search.weight_learning_rate",
+    "search.arch_learning_rate", "search.estimator", "search.temperature", "search.arch_samples", "search.cost",
+    "search.complexity_weight", "search.target_ms", "search.threshold", "search.derive_samples", "search.max_bad_steps",
+    "search.precision",
+)  # fmt: skip
 # Far above any use: more is a slip of the keyboard, and would ask for all memory or all threads of a machine.
 _LARGEST = {
     "num_channels": 256, "num_blocks": 64, "middle_blocks": 64,
@@ -391,7 +400,9 @@ class CollectConfig:
     """A collection of architectures (`denoise-nas collect`)."""
 
     vary: dict[str, Any] = field(default_factory=dict)
-    """What trials differ in: setting -> list of choices, or {low, high} or {low, high, log: true} for numbers."""
+    """What trials differ in: setting -> list of choices, or {low, high} or {low, high, log: true} for numbers. Of
+    `search`, all but `num_patches`, `patch_size`, `prior_features` and `threads_per_part`; `space.candidate_ops`;
+    `collect.warm_start`. Trials share all else."""
     sampler: str = "random"
     """Optuna's sampler: `random` (an unbiased sample), or `tpe` or `nsga2` (for the best PSNR and latency)."""
     warm_start: bool = True

@@ -27,9 +27,10 @@ from pipeline.cluster import ray_session
 from pipeline.collect import claim_collection, collection_hash, missing_jobs, supernet_key
 from pipeline.collection_tracking import CollectionTracking, run_name
 from pipeline.config import Config, load_config
+from pipeline.plain import dotted
 from pipeline.records import RECORD_SCHEMA_VERSION, read_records
 from pipeline.sampling import CollectionSearcher, TrialJob
-from pipeline.settings import RayConfig
+from pipeline.settings import TRIAL_SETTINGS, RayConfig
 from pipeline.tracking import MlflowClient, TrackingError
 from search_space import Genotype
 
@@ -329,10 +330,30 @@ def test_unusable_settings_are_named(tmp_path: Path, capsys: pytest.CaptureFixtu
     assert "`collect.sampler` must be one of random, tpe, nsga2, got 'grid'" in capsys.readouterr().err
     assert main(command(tmp_path / "b", "--num", "-1")) == 2
     assert "`--num` must be at least 0, got -1" in capsys.readouterr().err
-    with pytest.raises(ValueError, match=r"unknown key `search.complexity`"):
-        claim_collection(tmp_path, tiny("collect.vary.search.complexity=[1.0]"))
     with pytest.raises(ValueError, match=r"`collect.vary.search.temperature` must be a list of choices"):
         tiny("collect.vary.search.temperature=3")
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["search.complexity", "search.patch_size", "search.num_patches", "search.prior_features", "search.threads_per_part",
+     "noise.sigma_255", "noise.validation_sigma_255", "data.architecture_share", "prior.weights", "space.num_layers",
+     "latency.image_size", "retrain.learning_rate", "evaluate.image_size", "collect.retrain_steps", "ray.max_failures",
+     "device", "seed"],
+)  # fmt: skip
+def test_trials_differ_in_nothing_that_they_share(tmp_path: Path, name: str) -> None:
+    defaults = dict(dotted(tiny().to_dict())) | {"search.complexity": 1.0}
+    config = tiny().with_settings({"collect.vary": {name: [defaults[name]]}})
+    with pytest.raises(ValueError, match=r"`collect.vary` must be settings among collect.*, got '" + name):
+        claim_collection(tmp_path, config)
+    assert not any(tmp_path.iterdir())
+
+
+def test_trials_differ_in_what_each_reads(tmp_path: Path) -> None:
+    settings = dict(dotted(tiny().to_dict()))
+    claim_collection(
+        tmp_path, tiny().with_settings({"collect.vary": {name: [settings[name]] for name in TRIAL_SETTINGS}})
+    )
 
 
 def test_another_schema_version_is_refused(tmp_path: Path) -> None:
