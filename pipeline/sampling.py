@@ -6,13 +6,16 @@ count as told, and so that the random sampler gives trial i the same settings wh
 
 import json
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Any
 
 import optuna
 from ray.tune.search import Searcher
 
 from pipeline.records import Record
+from pipeline.settings import SearchConfig
+
+_WHOLE_NUMBERS = {f"search.{field.name}" for field in fields(SearchConfig) if field.type is int}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,7 +46,7 @@ class CollectionSearcher(Searcher):
         self._vary = dict(vary)
         self._seed = seed
         self._is_random = sampler == "random"
-        self._distributions = {name: _distribution(choices) for name, choices in vary.items()}
+        self._distributions = {name: _distribution(name, choices) for name, choices in vary.items()}
         make: dict[str, Callable[[], optuna.samplers.BaseSampler]] = {
             "random": lambda: optuna.samplers.RandomSampler(seed=seed),
             "tpe": lambda: optuna.samplers.TPESampler(seed=seed),
@@ -99,8 +102,10 @@ class CollectionSearcher(Searcher):
         return optuna.trial.create_trial(params=params, distributions=self._distributions, values=values)
 
 
-def _distribution(choices: Any) -> optuna.distributions.BaseDistribution:
+def _distribution(name: str, choices: Any) -> optuna.distributions.BaseDistribution:
     if isinstance(choices, dict):
-        log = bool(choices.get("log", False))
-        return optuna.distributions.FloatDistribution(float(choices["low"]), float(choices["high"]), log=log)
+        low, high, log = choices["low"], choices["high"], bool(choices.get("log", False))
+        if name in _WHOLE_NUMBERS:
+            return optuna.distributions.IntDistribution(low, high, log=log)
+        return optuna.distributions.FloatDistribution(float(low), float(high), log=log)
     return optuna.distributions.CategoricalDistribution(tuple(range(len(choices))))  # positions: choices may be lists

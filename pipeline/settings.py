@@ -400,9 +400,9 @@ class CollectConfig:
     """A collection of architectures (`denoise-nas collect`)."""
 
     vary: dict[str, Any] = field(default_factory=dict)
-    """What trials differ in: setting -> list of choices, or {low, high} or {low, high, log: true} for numbers. Of
-    `search`, all but `num_patches`, `patch_size`, `prior_features` and `threads_per_part`; `space.candidate_ops`;
-    `collect.warm_start`. Trials share all else."""
+    """What trials differ in: setting -> list of choices, or {low, high} or {low, high, log: true} for numbers; a
+    range of a whole number is one of whole numbers. Of `search`, all but `num_patches`, `patch_size`, `prior_features`
+    and `threads_per_part`; `space.candidate_ops`; `collect.warm_start`. Trials share all else."""
     sampler: str = "random"
     """Optuna's sampler: `random` (an unbiased sample), or `tpe` or `nsga2` (for the best PSNR and latency)."""
     warm_start: bool = True

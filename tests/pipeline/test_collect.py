@@ -30,8 +30,9 @@ from pipeline.config import Config, load_config
 from pipeline.plain import dotted
 from pipeline.records import RECORD_SCHEMA_VERSION, read_records
 from pipeline.sampling import CollectionSearcher, TrialJob
-from pipeline.settings import TRIAL_SETTINGS, RayConfig
+from pipeline.settings import SAMPLERS, TRIAL_SETTINGS, RayConfig
 from pipeline.tracking import MlflowClient, TrackingError
+from pipeline.trial import trial_config
 from search_space import Genotype
 
 SETTINGS = ["ray.cpus_per_part=0.3", "collect.shared_steps=6", "collect.proxy_size=32"]
@@ -242,6 +243,39 @@ def test_random_settings_depend_on_seed_and_index_alone() -> None:
     assert suggestions([3, 5]) == [whole[3], whole[5]]
     assert suggestions([0, 1, 2], seed=1) != whole[:3]
     assert len({entry["settings"]["search.arch_learning_rate"] for entry in whole}) == 6
+
+
+@pytest.mark.parametrize("sampler", SAMPLERS)
+def test_a_range_of_whole_numbers_gives_whole_numbers(tmp_path: Path, sampler: str) -> None:
+    vary = {
+        "search.num_epochs": {"low": 2, "high": 6},
+        "search.arch_samples": {"low": 1, "high": 8, "log": True},
+        "search.target_ms": {"low": 2, "high": 6},
+    }
+    config = tiny().with_settings({"collect.vary": vary})
+    claim_collection(tmp_path, config)
+
+    def suggestions(num: int, recorded: list[dict]) -> list[dict]:
+        jobs = [TrialJob(origin="searched", index=i) for i in range(num)]
+        searcher = CollectionSearcher(jobs, vary, sampler=sampler, seed=0, recorded=recorded)
+        return [searcher.suggest(f"trial{i}")["settings"] for i in range(num)]
+
+    drawn = suggestions(40, [])
+    assert {settings["search.num_epochs"] for settings in drawn} == {2, 3, 4, 5, 6}
+    assert {1, 8} <= {settings["search.arch_samples"] for settings in drawn} <= set(range(1, 9))
+    assert len({settings["search.target_ms"] for settings in drawn}) == 40
+    for settings in drawn:
+        trial_config(config, 0, settings)
+    scores = {"origin": "searched", "proxy_psnr_db": 20.0, "predicted_ms": 10.0}
+    assert suggestions(1, [scores | {"varied": json.dumps(settings)} for settings in drawn])
+
+
+@pytest.mark.parametrize(("low", "high"), [(2.5, 6), (2, 6.5), (2.0, 6)])
+def test_a_range_of_whole_numbers_has_whole_ends(tmp_path: Path, low: float, high: float) -> None:
+    config = tiny().with_settings({"collect.vary": {"search.num_epochs": {"low": low, "high": high}}})
+    with pytest.raises(ValueError, match=r"`search.num_epochs` must be of type int, got \d\.\d"):
+        claim_collection(tmp_path, config)
+    assert not any(tmp_path.iterdir())
 
 
 @pytest.mark.parametrize("sampler", ["tpe", "nsga2"])
