@@ -115,9 +115,7 @@ def claim_collection(folder: Path, config: Config) -> None:
 
 def collection_hash(config: Config) -> str:
     """Return what every record of a collection agrees on: all settings but names, places and sizes."""
-    settings = config.to_dict()["collect"]
-    del settings["supernets"]  # a place; the key in its files says what they are
-    return hash_of([config.config_hash, settings])
+    return hash_of([config.config_hash, config.lasting_settings()["collect"]])
 
 
 def missing_jobs(records: Sequence[Record], *, num_searched: int, num_random: int) -> list[TrialJob]:

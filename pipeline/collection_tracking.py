@@ -92,7 +92,7 @@ class CollectionTracking(FolderRun):
             self._uri, f"{config.tracking.experiment}-collections", f"collection {self._folder.name}",
             kind=KIND_COLLECTION, tags={"preset": config.name}, remember=self._folder / RUN_ID_FILE,
         )  # fmt: skip
-        settings = config.to_dict()
+        settings = config.lasting_settings()
         parent.log_params({name: settings[name] for name in ("seed", "device", "space", "search", "collect")})
         parent.share_view(parent.run_id, _view(parent))
         self._sent = parent.children("record")

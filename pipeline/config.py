@@ -76,8 +76,9 @@ class Config:
     def lasting_settings(self) -> dict[str, Any]:
         """Return `to_dict` without what work goes on with when it changes.
 
-        That is when to give up, where decoded images lie, whether grey ones are let in (a run with any in its data did
-        not begin without), and how many workers retrain.
+        That is when to give up, where decoded images and shared supernets lie (the key in the files of these says what
+        they are), whether grey images are let in (a run with any in its data did not begin without), and how many
+        workers retrain.
         """
         settings = self.to_dict()
         for name in ("cache", "promote_grey"):
@@ -86,6 +87,7 @@ class Config:
             del settings[key]["max_bad_steps"]
         for name in ("num_workers", "threads_per_worker"):
             del settings["retrain"][name]
+        del settings["collect"]["supernets"]
         return settings
 
     @property

@@ -138,6 +138,6 @@ class RunTracking(FolderRun):
 def run_params(config: Config) -> dict[str, Any]:
     """Return the settings that a run in MLflow shows."""
     settings = config.lasting_settings()
-    for key in ("ray", "tracking", "prior_train", "output", "name"):
+    for key in ("ray", "tracking", "prior_train", "collect", "experiment", "output", "name"):
         del settings[key]
     return settings | {"config_hash": config.config_hash}

@@ -80,7 +80,7 @@ class ExperimentTracking(FolderRun):
             kind=KIND_EXPERIMENT, tags={"preset": config.name, "experiment": self._experiment.name},
             remember=self._folder / RUN_ID_FILE,
         )  # fmt: skip
-        settings = config.to_dict()
+        settings = config.lasting_settings()
         names = ("seed", "device", "data", "noise", "space", "prior", "search", "retrain", "experiment")
         parent.log_params({name: settings[name] for name in names})
         self._sent = parent.children("record")

@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from pipeline.collect import collection_hash
 from pipeline.collection_tracking import CollectionTracking
 from pipeline.config import load_config
 from pipeline.priors import NUM_PARTS
@@ -27,6 +28,18 @@ def test_a_collection_begins_with_its_server_and_goes_on_without(
         assert not sender.finish(lambda: tracking.end([]))
     assert caplog.text.count("MLflow fails; records stay on disk for `denoise-nas track`: no MLflow server") == 1
     assert (tmp_path / "mlflow_unsent").exists()
+
+
+def test_a_collection_that_goes_on_with_what_may_change_reaches_mlflow(tmp_path: Path) -> None:
+    uri = f"sqlite:///{tmp_path / 'mlflow.db'}"
+    config = load_config("tiny")
+    first = CollectionTracking(tmp_path, uri, config).reach()
+    changed = config.with_settings({"search.max_bad_steps": 100, "collect.supernets": "elsewhere"})
+    assert collection_hash(changed) == collection_hash(config)
+    second = CollectionTracking(tmp_path, uri, changed).reach()
+    assert second.run_id == first.run_id
+    params = MlflowClient(uri).get_run(second.run_id).data.params
+    assert params["search.num_epochs"] == "3" and params["collect.warm_start"] == "True"
 
 
 def test_a_record_whose_sending_failed_half_way_is_in_mlflow_once(

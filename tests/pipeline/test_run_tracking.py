@@ -10,6 +10,7 @@ import time
 import urllib.request
 from collections.abc import Iterator
 from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -87,6 +88,20 @@ def test_a_run_that_is_interrupted_and_told_again_has_each_point_once(run: Run, 
     assert first.run_id == second.run_id == third.run_id
     assert history(database, first.run_id) == [(1, 1.0), (2, 0.5), (3, 0.2)]
     assert MlflowClient(database).get_run(first.run_id).info.status == "FINISHED"
+    assert not RunTracking.has_unsent(run.folder)
+
+
+def test_a_run_that_goes_on_with_what_may_change_reaches_mlflow(run: Run, database: str) -> None:
+    with RunTracking(run) as first:
+        first.log({NAME: 1.0}, 1)
+    changed = run.config.with_settings(
+        {"search.max_bad_steps": 100, "collect.shared_steps": 7, "experiment.search_epochs": 2}
+    )
+    assert changed.config_hash == run.config.config_hash
+    with RunTracking(replace(run, config=changed)) as second:
+        second.log({NAME: 0.5}, 2)
+        second.finish({})
+    assert history(database, first.run_id) == [(1, 1.0), (2, 0.5)]
     assert not RunTracking.has_unsent(run.folder)
 
 

@@ -8,13 +8,25 @@ import pytest
 from pipeline import sending
 from pipeline.config import load_config
 from pipeline.experiments import Experiment
-from pipeline.experiments.cells import CellRecord
+from pipeline.experiments.cells import CellRecord, claim_experiment
 from pipeline.experiments.experiment_tracking import ExperimentTracking
 from pipeline.tracking import MlflowClient, MlflowException, TrackingError
 
 RECORD = CellRecord(
     stage="run", variant="slow", seed=0, values={"psnr_db": 25.0}, started_at=0.0, seconds=1.0, device="none"
 )
+
+
+def test_an_experiment_that_goes_on_with_what_may_change_reaches_mlflow(
+    tmp_path: Path, two_variants: Experiment
+) -> None:
+    uri = f"sqlite:///{tmp_path / 'mlflow.db'}"
+    config = load_config("tiny")
+    first = ExperimentTracking(tmp_path, uri, two_variants, config).reach()
+    changed = config.with_settings({"search.max_bad_steps": 100, "retrain.num_workers": 2})
+    claim_experiment(tmp_path, two_variants, config)
+    claim_experiment(tmp_path, two_variants, changed)
+    assert ExperimentTracking(tmp_path, uri, two_variants, changed).reach().run_id == first.run_id
 
 
 def test_a_record_whose_sending_failed_half_way_is_in_mlflow_once(
