@@ -19,7 +19,7 @@ _FORMATS = ("PNG", "JPEG", "BMP", "TIFF", "WEBP")  # whatever a file is called; 
 # Disjoint photographs that scikit-image carries in its wheel; "left" of the stereo pair validates, "right" is not used.
 TRAINING_PHOTOGRAPHS = ("astronaut", "coffee", "rocket")
 VALIDATION_PHOTOGRAPHS = ("chelsea", "motorcycle_left")
-_BITS_PER_SAMPLE = 258  # a tag of TIFF
+_BITS_PER_SAMPLE, _ORIENTATION = 258, 274  # tags of TIFF, the second of EXIF too
 # Of 16-bit TIFF files: those without a header of their own, whose size would not be known before they are decoded.
 _COMPRESSIONS = ("NONE", "LZW", "DEFLATE", "ADOBE_DEFLATE", "PACKBITS", "ZSTD", "LZMA")
 _MAX_PIXELS = 89_000_000  # 267 MB in memory, 534 MB with 16 bits; what Pillow itself warns of is a little more
@@ -119,7 +119,16 @@ def _decode_deep(path: Path, image: Image.Image) -> np.ndarray:
         array = array[..., 0]
     if array.dtype != np.uint16 or not (array.ndim == 2 or (array.ndim == 3 and array.shape[2] == 3)):
         raise _KindError(f"image {path} must be RGB or grey, got {array.dtype} of shape {array.shape}")
-    return np.ascontiguousarray(array)
+    return np.ascontiguousarray(_upright(array, image.getexif().get(_ORIENTATION, 1)))
+
+
+def _upright(array: np.ndarray, orientation: int) -> np.ndarray:
+    """Turn an image as its EXIF orientation says, of which 1 is upright and 5 to 8 lie on a side."""
+    if orientation in (5, 6, 7, 8):
+        array = array.swapaxes(0, 1)
+    if orientation in (2, 3, 6, 7):
+        array = array[:, ::-1]
+    return array[::-1] if orientation in (3, 4, 7, 8) else array
 
 
 def _decode_tiff(path: Path) -> np.ndarray:

@@ -299,6 +299,18 @@ def test_photographs_stand_upright(orientation: int, tmp_path: Path) -> None:
     np.testing.assert_array_equal(read_image(tmp_path / "photo.png"), np.rot90(stored, turns))
 
 
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_photographs_of_16_bits_stand_as_those_of_8_bits_do(orientation: int, tmp_path: Path, deep: np.ndarray) -> None:
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    Image.fromarray(to_8_bit(deep)).save(tmp_path / "photo.png", exif=exif)
+    tag = (0x0112, "H", 1, orientation, True)
+    tifffile.imwrite(tmp_path / "deep.tif", deep, photometric="rgb", extratags=[tag])
+    found = read_image(tmp_path / "deep.tif")
+    assert found.flags.c_contiguous
+    np.testing.assert_array_equal(to_8_bit(found), read_image(tmp_path / "photo.png"))
+
+
 def test_a_file_of_another_format_is_refused_whatever_its_name(tmp_path: Path) -> None:
     Image.new("RGB", (16, 16)).save(tmp_path / "a.eps")
     (tmp_path / "a.eps").rename(tmp_path / "a.png")
