@@ -90,7 +90,9 @@ def claim_collection(folder: Path, config: Config) -> None:
     for name, choices in config.collect.vary.items():
         check(name in TRIAL_SETTINGS, "collect.vary", f"settings among {', '.join(TRIAL_SETTINGS)}", name)
         for value in choices if isinstance(choices, list) else [choices["low"], choices["high"]]:
-            trial_config(config, 0, {name: value})
+            ops = trial_config(config, 0, {name: value}).space.candidate_ops
+            check(set(ops) <= set(config.space.candidate_ops), f"collect.vary.{name}",
+                   "lists of operators in `space.candidate_ops`", value)  # fmt: skip
     identity = {"schema_version": RECORD_SCHEMA_VERSION, "collection_hash": collection_hash(config)}
     path = folder / "collection.json"
     if not path.exists():

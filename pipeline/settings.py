@@ -431,9 +431,12 @@ class CollectConfig:
             where = f"collect.vary.{name}"
             if isinstance(choices, dict):
                 ok = set(choices) - {"log"} == {"low", "high"} and all(
-                    isinstance(choices[key], int | float) for key in ("low", "high")
+                    isinstance(choices[key], int | float) and not isinstance(choices[key], bool)
+                    for key in ("low", "high")
                 )
                 check(ok and choices["low"] <= choices["high"], where, "{low, high} with low <= high", choices)
+                check(choices["low"] > 0 or not choices.get("log"), where, "{low, high} with low > 0 for log: true",
+                       choices)  # fmt: skip
             else:
                 check(isinstance(choices, list) and choices != [], where, "a list of choices or {low, high}", choices)
 

@@ -366,6 +366,15 @@ def test_unusable_settings_are_named(tmp_path: Path, capsys: pytest.CaptureFixtu
     assert "`--num` must be at least 0, got -1" in capsys.readouterr().err
     with pytest.raises(ValueError, match=r"`collect.vary.search.temperature` must be a list of choices"):
         tiny("collect.vary.search.temperature=3")
+    with pytest.raises(ValueError, match=r"`collect.vary.collect.warm_start` must be {low, high} with low <= high"):
+        tiny("collect.vary.collect.warm_start={low: false, high: true}")
+    with pytest.raises(ValueError, match=r"`collect.vary.search.temperature` must be {low, high} with low > 0 for log"):
+        tiny("collect.vary.search.temperature={low: 0, high: 1, log: true}")
+    others = tiny(
+        "space.candidate_ops=[skip, conv_d1]", "collect.vary.space.candidate_ops=[[skip, conv_d1], [skip, ib]]"
+    )
+    with pytest.raises(ValueError, match=r"must be lists of operators in `space.candidate_ops`, got \['skip', 'ib'\]"):
+        claim_collection(tmp_path, others)
 
 
 @pytest.mark.parametrize(
