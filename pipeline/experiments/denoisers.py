@@ -63,7 +63,8 @@ def run(job: CellJob) -> Values:
     """Train, where there is something to train, and score on the validation images and on the sets of the settings."""
     config = with_l1_alone(job.config, job.config.experiment.denoiser_epochs)
     if config.experiment.data and config.noise.model != PAIRS:  # several kinds and strengths of noise are asked for
-        config = config.with_settings({"noise.model": "mixed", "noise.sigma_255": [0.0, 55.0]})
+        blind = {"noise.model": "mixed", "noise.sigma_255": [0.0, 55.0]}
+        config = config.with_settings(blind | {"noise.validation_sigma_255": config.noise.validation_level_255})
     if job.variant == NOISY:
         return _scores(job, config, lambda sigma: nn.Identity())
     if job.variant == BLOCK_MATCHING:

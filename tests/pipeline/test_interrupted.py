@@ -16,6 +16,11 @@ RUN = "run", "--config", "tiny", "retrain.num_epochs=12"
 COLLECT = "collect", "--config", "tiny", "--num", "2", "collect.shared_steps=6", "collect.proxy_size=32"
 
 
+def heed_ctrl_c() -> None:
+    """A shell has what it starts in the background ignore Ctrl-C, tests and all."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+
 @pytest.mark.ray
 @pytest.mark.parametrize(
     ("command", "milestone", "number"),
@@ -34,6 +39,7 @@ def test_an_interrupted_command_says_so_and_goes_on(
     process = subprocess.Popen(
         [sys.executable, "-m", "pipeline.cli", *arguments], cwd=Path(__file__).parents[2],
         env=os.environ | {"OMP_NUM_THREADS": "1"}, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True,
+        preexec_fn=heed_ctrl_c,
     )  # fmt: skip
     deadline = time.monotonic() + 180
     while not list(folder.glob(milestone)):

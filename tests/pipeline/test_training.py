@@ -264,6 +264,7 @@ def _train_as_one_of_two(rank: int, folder: str, source: PatchSource, config: Re
     )  # fmt: skip
     metrics = trainer.run_epoch()
     torch.save({"metrics": metrics, "bias": trainer.network.bias.detach()}, f"{folder}/{rank}.pt")
+    del trainer  # what outlives its process group ends the process by SIGABRT now and then
     torch.distributed.destroy_process_group()
 
 

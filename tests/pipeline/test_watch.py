@@ -34,6 +34,7 @@ def test_a_command_that_ends_by_itself_has_the_last_word(block: str, status: int
 
 
 def test_a_signal_of_the_terminal_is_left_to_the_command() -> None:
-    done = ended("os.kill(0, signal.SIGINT)")  # to all of its process group
+    heeded = "signal.signal(signal.SIGINT, signal.default_int_handler)"  # in the background a shell has it ignored
+    done = ended(f"{heeded}; os.kill(0, signal.SIGINT)")  # to all of its process group
     assert "KeyboardInterrupt" in done.stderr
     assert ENDED_BY_A_SIGNAL not in done.stderr
