@@ -209,22 +209,27 @@ def train_to_the_end(
     trainer: Trainer,
     checkpoint: Path,
     *,
+    network_id: str = "",
     on_epoch: Callable[[int, dict[str, float]], None] = lambda epoch, metrics: None,
 ) -> None:
     """Run all epochs, from the last one that `checkpoint` holds; it is written after every epoch.
 
+    A checkpoint of another network is not read; the first epoch replaces it.
+
     Args:
         trainer: freshly made, with the same arguments as the interrupted one.
         checkpoint: file of the training's state.
+        network_id: tells the networks apart that may be trained with this file, where there are several.
         on_epoch: called with (epochs done, metrics of the last).
     """
     if checkpoint.exists():
         state = load_checkpoint(checkpoint, map_location=trainer.device)
-        with restoring(checkpoint):
-            trainer.load_state(state)
+        if state.get("network_id", "") == network_id:
+            with restoring(checkpoint):
+                trainer.load_state(state)
     while trainer.progress < 1:
         metrics = trainer.run_epoch()
-        save_checkpoint(checkpoint, trainer.state())
+        save_checkpoint(checkpoint, trainer.state() | {"network_id": network_id})
         on_epoch(trainer.num_steps // trainer.config.steps_per_epoch, metrics)
 
 

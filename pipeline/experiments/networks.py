@@ -14,9 +14,10 @@ from pipeline.data.distilled import training_patches
 from pipeline.data.patches import PatchSource, noisy_patches
 from pipeline.evaluate import evaluate_denoiser, mean_score
 from pipeline.experiments.experiment import CellJob, Column, Values
+from pipeline.plain import hash_of
 from pipeline.priors import load_prior
 from pipeline.training import Trainer, train_to_the_end
-from search_space import network_macs, num_parameters
+from search_space import DenoisingNetwork, network_macs, num_parameters
 
 TRAINING_FILE = "training.pt"
 _NETWORK_TIME = 50  # a network is timed for up to so many times the seconds that `latency` grants an operator
@@ -38,7 +39,8 @@ def with_l1_alone(config: Config, num_epochs: int | None) -> Config:
 def train_and_score(job: CellJob, config: Config, network: nn.Module) -> Values:
     """Train a freshly initialised network as `retrain` says, and score it on the validation images.
 
-    A training that was interrupted goes on from its last epoch.
+    A training that was interrupted goes on from its last epoch, unless it was of another network: a search that is
+    repeated need not find the same one.
 
     Args:
         job: of the cell.
@@ -77,7 +79,7 @@ def train(job: CellJob, config: Config, network: nn.Module) -> Values:
         seed=config.seed,
         device=device,
     )
-    train_to_the_end(trainer, job.folder / TRAINING_FILE)
+    train_to_the_end(trainer, job.folder / TRAINING_FILE, network_id=_network_id(network))
     network.eval()
     size = config.evaluate.image_size
     return {
@@ -85,6 +87,13 @@ def train(job: CellJob, config: Config, network: nn.Module) -> Values:
         "macs": network_macs(network, height=size, width=size),
         "num_steps": trainer.num_steps,
     }
+
+
+def _network_id(network: nn.Module) -> str:
+    """Return what tells the networks apart that one cell may train; baselines and peers are known by their sizes."""
+    if isinstance(network, DenoisingNetwork):
+        return network.genotype.genotype_id
+    return hash_of(getattr(network, "sizes", None))
 
 
 def time_network(config: Config, network: nn.Module) -> Values:

@@ -7,17 +7,22 @@ from pathlib import Path
 
 import pytest
 import torch
+from torch import nn
 
 from latency import DeviceInfo, LatencyTable, Timing
 from pipeline import part_search
+from pipeline.baselines import build_baseline
 from pipeline.data.part_data import split_images
 from pipeline.experiments import CellJob, load_experiment
 from pipeline.experiments.estimators import is_searched, step_memory
+from pipeline.experiments.networks import train
 from pipeline.experiments.searches import GENOTYPE_FILE, find_network, search_inputs
 from pipeline.experiments.whole_search import CleanPatches, WholeSearch, WholeSupernet
+from pipeline.peers import ClearerSpace, sample_clearer
 from pipeline.priors import load_prior
 from pipeline.search_inputs import cost_models, patch_sources, space_of
-from search_space import Genotype, PartSupernet, SearchSpace, space_op_specs
+from pipeline.training import Trainer
+from search_space import Genotype, PartSupernet, SearchSpace, build_network, sample_genotype, space_op_specs
 
 SMALL = ("search.num_epochs=2", "search.num_patches=8", "retrain.num_epochs=1", "retrain.steps_per_epoch=2")
 TRAINED = {"psnr_db", "ssim", "num_parameters", "macs", "num_steps"}
@@ -196,3 +201,32 @@ def test_a_search_is_timed_whole_where_its_cell_was_interrupted(
     again = load_experiment("nas").run(job)  # a checkpoint of every part is there
     assert epochs == [0, 1] * 3
     assert again["psnr_db"] == found["psnr_db"]
+
+
+@pytest.mark.parametrize("kind", ["ours", "peer"])
+def test_the_training_of_another_network_is_begun_anew(
+    make_job: Callable[..., CellJob], monkeypatch: pytest.MonkeyPatch, kind: str
+) -> None:
+    job = make_job("searched", "retrain.num_epochs=2", "retrain.steps_per_epoch=1", "retrain.distill_share=0")
+    generator = torch.Generator().manual_seed(0)
+
+    def found() -> nn.Module:
+        if kind == "ours":
+            return build_network(sample_genotype(space_of(job.config, 16), generator=generator))
+        genotype = sample_clearer(ClearerSpace(num_channels=(4, 8)), generator=generator)
+        return build_baseline("clearer", genotype=genotype)
+
+    trained = []
+    run_epoch = Trainer.run_epoch
+
+    def counted(self: Trainer) -> dict[str, float]:
+        trained.append(self.network)
+        return run_epoch(self)
+
+    monkeypatch.setattr(Trainer, "run_epoch", counted)
+    first, other = found(), found()
+    train(job, job.config, first)
+    train(job, job.config, first)  # is finished
+    assert trained == [first, first]
+    train(job, job.config, other)
+    assert trained == [first, first, other, other]
