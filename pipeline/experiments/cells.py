@@ -61,10 +61,13 @@ def claim_experiment(folder: Path, experiment: Experiment, config: Config) -> No
     Raises:
         ValueError: another experiment, or other settings.
     """
+    settings = [config.config_hash, config.to_dict()["experiment"]]
+    if experiment.collect_settings:  # the hash leaves `collect` out
+        settings.append({name: getattr(config.collect, name) for name in experiment.collect_settings})
     identity = {
         "schema_version": SCHEMA_VERSION,
         "experiment": experiment.name,
-        "hash": hash_of([config.config_hash, config.to_dict()["experiment"]]),
+        "hash": hash_of(settings),
     }
     path = folder / IDENTITY_FILE
     if not path.exists():

@@ -21,7 +21,7 @@ from pipeline.evaluate import evaluate_denoiser, mean_score
 from pipeline.experiments.drawing import new_figure, save_figure
 from pipeline.experiments.experiment import CellJob, Claim, Column, Experiment, Summary, Values, Variant
 from pipeline.experiments.networks import PSNR, patch_source, train_and_score, with_l1_alone
-from pipeline.experiments.random_architectures import predicted_ms, shared_architectures
+from pipeline.experiments.random_architectures import SHARED_SETTINGS, predicted_ms, shared_architectures
 from pipeline.experiments.rank_correlation import Estimate, attainable_tau, estimate, kendall_tau, pearson
 from pipeline.experiments.searches import search_inputs
 from pipeline.figure_style import BLUE, GREY, VERMILION
@@ -299,6 +299,7 @@ EXPERIMENT = Experiment(
     ),
     run=run,
     needs_prices=True,
+    collect_settings=SHARED_SETTINGS,
     summarise=summarise,
     draw=draw,
 )  # fmt: skip

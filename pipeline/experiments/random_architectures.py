@@ -29,6 +29,7 @@ from search_space import (
     sample_genotype,
 )
 
+SHARED_SETTINGS = ("shared_steps", "shared_batch_size", "shared_learning_rate")  # of `collect`: how supernets train
 _SEED = 0  # of the draws, whatever the seed of a cell: all seeds train the same architectures
 _NUM_DRAWS = 1500  # of which those nearest to the wanted milliseconds are kept
 _FASTEST = 0.05  # quantile of the draws' milliseconds; architectures around faster ones differ too much in cost

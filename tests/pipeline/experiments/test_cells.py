@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from pipeline.config import load_config
-from pipeline.experiments import Experiment
+from pipeline.experiments import Experiment, load_experiment
 from pipeline.experiments.cells import (
     CellRecord,
     claim_experiment,
@@ -19,6 +19,7 @@ from pipeline.experiments.cells import (
     wall_seconds,
     write_record,
 )
+from pipeline.plain import hash_of
 
 
 def record(variant: str = "slow", seed: int = 0, *, stage: str = "run", started_at: float = 0.0) -> CellRecord:
@@ -99,3 +100,22 @@ def test_a_folder_belongs_to_one_experiment_with_one_size(tmp_path: Path, two_va
     ):
         with pytest.raises(ValueError, match="holds the experiment 'resampling' with settings"):
             claim_experiment(tmp_path, other, config)
+
+
+@pytest.mark.parametrize("setting", ["shared_steps=7", "shared_batch_size=3", "shared_learning_rate=0.5"])
+def test_settings_of_shared_supernets_count_where_they_are_trained(tmp_path: Path, setting: str) -> None:
+    for name in ("proxies", "levels"):
+        (tmp_path / name).mkdir()
+        claim_experiment(tmp_path / name, load_experiment(name), load_config("tiny"))
+    other = load_config("tiny", [f"collect.{setting}"])
+    claim_experiment(tmp_path / "levels", load_experiment("levels"), other)
+    with pytest.raises(ValueError, match="holds the experiment 'proxies' with settings"):
+        claim_experiment(tmp_path / "proxies", load_experiment("proxies"), other)
+
+
+def test_a_folder_that_an_earlier_version_began_goes_on(tmp_path: Path) -> None:
+    config = load_config("tiny")
+    settings = hash_of([config.config_hash, config.to_dict()["experiment"]])
+    identity = {"schema_version": 1, "experiment": "levels", "hash": settings}
+    (tmp_path / "experiment.json").write_text(json.dumps(identity))
+    claim_experiment(tmp_path, load_experiment("levels"), config)
