@@ -12,9 +12,10 @@ from pathlib import Path
 from rich.console import Console
 
 from pipeline.config import Config, load_config
+from pipeline.experiments.experiment import Experiment
 from pipeline.experiments.registry import EXPERIMENTS, load_experiment
 from pipeline.report import ProgressReport
-from pipeline.settings import EXPERIMENT_SIZES
+from pipeline.settings import EXPERIMENT_SIZES, check
 
 _logger = logging.getLogger(__name__)
 
@@ -41,7 +42,7 @@ def experiment_command(options: argparse.Namespace, console: Console) -> None:
     experiment = load_experiment(options.name)
     if options.seeds < 1:
         raise ValueError(f"`--seeds` must be at least 1, got {options.seeds}")
-    config = _config(options)
+    config = _config(options, experiment)
     sets = [open_dataset(source, promote_grey=config.data.promote_grey) for source in config.experiment.data]
     if len({dataset.name for dataset in sets}) < len(sets):
         raise ValueError(f"`experiment.data` must name folders of distinct names, got {list(config.experiment.data)}")
@@ -86,7 +87,7 @@ def _report(options: argparse.Namespace, console: Console) -> None:
     console.print(f"{len(options.report)} experiments: {target}", soft_wrap=True)
 
 
-def _config(options: argparse.Namespace) -> Config:
+def _config(options: argparse.Namespace, experiment: Experiment) -> Config:
     """Return the preset with the command's settings; an experiment has a folder of its own."""
     config = load_config(options.config, options.overrides)
     given = {override.partition("=")[0] for override in options.overrides}
@@ -96,6 +97,9 @@ def _config(options: argparse.Namespace) -> Config:
                 f"`{setting}` has no effect in an experiment with preset {config.name}, whose size is "
                 f"`experiment.{size}`; set that"
             )
+    for name, required in experiment.required_settings.items():
+        expected = f"{required!r} in the experiment {experiment.name}, some of whose searches have no such setting"
+        check(getattr(config.search, name) == required, f"search.{name}", expected, getattr(config.search, name))
     if options.output or not any(override.startswith("output=") for override in options.overrides):
         folder = options.output or f"{config.output}-{options.name}"
         config = load_config(options.config, [*options.overrides, f"output={json.dumps(folder)}"])

@@ -157,6 +157,7 @@ class Experiment:
         measure: numbers that depend on the clock, made for one cell at a time after all cells have run.
         needs_prices: the cells read `Inputs.table`.
         collect_settings: those of `collect` that the cells read; most experiments read none.
+        required_settings: of `search`, what settings must be that some of the compared searches do not have.
         summarise: makes a second table from the values of every variant by seed, where rows per variant do not tell.
         draw: writes figures into `figures` of the experiment's folder and returns their paths; called with the values
             of every variant by seed, and the folder.
@@ -173,6 +174,7 @@ class Experiment:
     measure: Callable[[CellJob], Values] | None = None
     needs_prices: bool = False
     collect_settings: Sequence[str] = ()
+    required_settings: Mapping[str, object] = field(default_factory=dict)
     summarise: Callable[[Mapping[int, Mapping[str, Values]]], Summary] | None = None
     draw: Callable[[Mapping[int, Mapping[str, Values]], Path], list[Path]] | None = None
 

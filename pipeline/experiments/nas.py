@@ -19,6 +19,7 @@ from pipeline.experiments.experiment import CellJob, Claim, Column, Experiment, 
 from pipeline.experiments.networks import COST_COLUMNS, PSNR, time_network, train_and_score, with_l1_alone
 from pipeline.experiments.searches import (
     GENOTYPE_FILE,
+    OF_OTHER_SEARCHES,
     PART_FILES,
     find_network,
     measure_searched,
@@ -149,5 +150,6 @@ EXPERIMENT = Experiment(
     ),
     run=run,
     run_alone=True,
+    required_settings=OF_OTHER_SEARCHES,
     measure=measure,
 )  # fmt: skip

@@ -17,7 +17,13 @@ from pipeline.config import Config
 from pipeline.experiments.experiment import ALONE_GPUS, CellJob, Claim, Column, Experiment, Values, Variant, compare
 from pipeline.experiments.memory import saved_bytes
 from pipeline.experiments.networks import COST_COLUMNS, PSNR
-from pipeline.experiments.searches import measure_searched, regardless_of_cost, retrain, search_inputs
+from pipeline.experiments.searches import (
+    OF_OTHER_SEARCHES,
+    measure_searched,
+    regardless_of_cost,
+    retrain,
+    search_inputs,
+)
 from pipeline.experiments.whole_search import CleanPatches, WholeSearch, WholeSupernet
 from pipeline.part_search import new_supernet, sampled_l_dp
 from pipeline.priors import NUM_PARTS, load_prior
@@ -150,5 +156,6 @@ EXPERIMENT = Experiment(
     ),
     run=run,
     run_alone=True,
+    required_settings=OF_OTHER_SEARCHES,
     measure=measure_searched,
 )  # fmt: skip

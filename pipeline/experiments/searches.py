@@ -29,6 +29,8 @@ from search_space import LEVELS, Genotype, build_network
 
 GENOTYPE_FILE = "genotype.json"
 PART_FILES = "part[0-9].pt"  # checkpoints of the part searches
+# Of `search`: how the searches compute that ours is compared with. They have no such settings.
+OF_OTHER_SEARCHES = {"arch_samples": 1, "precision": "float32"}
 ENTROPY = Column(key="entropy_alpha", title="entropy of alpha")
 
 

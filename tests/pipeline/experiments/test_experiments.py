@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Sequence
+from pathlib import Path
 
 import pytest
 
@@ -14,6 +15,10 @@ from pipeline.experiments.runner import sized
 @pytest.fixture(params=list(EXPERIMENTS))
 def experiment(request: pytest.FixtureRequest) -> Experiment:
     return load_experiment(request.param)
+
+
+def _never(*_: object, **__: object) -> None:
+    raise ValueError("the experiment begins")
 
 
 def repeated(names: Sequence[str]) -> bool:
@@ -52,6 +57,28 @@ def test_a_cell_has_the_sizes_of_the_preset_and_its_own_seed() -> None:
 
 def test_sizes_of_experiments_do_not_change_what_a_run_is() -> None:
     assert load_config("quick").config_hash == load_config("quick", ["experiment.train_epochs=9"]).config_hash
+
+
+@pytest.mark.parametrize(("setting", "required", "got"), [("arch_samples", "1", "4"),
+                                                          ("precision", "'float32'", "'bfloat16'")])  # fmt: skip
+@pytest.mark.parametrize("name", ["nas", "prior"])
+def test_a_setting_that_not_all_compared_searches_have_is_refused(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path, name: str, setting: str,
+    required: str, got: str,
+) -> None:  # fmt: skip
+    monkeypatch.setattr("pipeline.run.open_run", _never)
+    value = got.strip("'")
+    command = ["experiment", name, "--config", "tiny", "--output", str(tmp_path / "run"), f"search.{setting}={value}"]
+    assert main(command) == 2
+    assert f"`search.{setting}` must be {required} in the experiment {name}, some of whose searches" in (
+        error := capsys.readouterr().err
+    )
+    assert error.endswith(f", got {got}\n")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_only_comparisons_with_other_searches_require_settings() -> None:
+    assert {name for name in EXPERIMENTS if load_experiment(name).required_settings} == {"nas", "prior"}
 
 
 def test_help_lists_every_experiment(capsys: pytest.CaptureFixture[str]) -> None:
