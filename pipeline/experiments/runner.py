@@ -76,9 +76,8 @@ def run_cells(
         ) -> Any:
             variant, seed = cell
             files = (folder / FILES_FOLDER / cell_name(variant, seed)).absolute()
-            num_cpus = min(num_threads, ray.cluster_resources()["CPU"])  # a smaller machine takes longer, not for ever
             num_gpus = 0.0 if config.device == "cpu" else ALONE_GPUS if is_alone else 1.0
-            options = {"num_cpus": num_cpus, "num_gpus": num_gpus, "max_retries": 1}
+            options = {"num_cpus": _num_cpus(num_threads, num_gpus), "num_gpus": num_gpus, "max_retries": 1}
             task = ray.remote(_cell_task).options(**options)
             return task.remote(
                 experiment.name, stage, variant, sized(config, seed), str(files), num_threads, op_sources, shared
@@ -123,6 +122,13 @@ def _run_tasks(
             ray.cancel(reference, force=True)
     if failures:
         raise RuntimeError(f"{len(failures)} of {len(cells)} cells failed, the others are kept: {'; '.join(failures)}")
+
+
+def _num_cpus(num_threads: int, num_gpus: float) -> float:
+    """Return the CPUs to ask for: one machine must have them, and a smaller one takes longer, not for ever."""
+    machines = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+    fitting = [machine.get("CPU", 0) for machine in machines if machine.get("GPU", 0) >= num_gpus]
+    return min(num_threads, max(fitting, default=0) or 1)  # 1: for a machine that may yet come
 
 
 def _num_slots(config: Config) -> int:
