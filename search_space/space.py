@@ -138,8 +138,11 @@ class SearchSpace:
 
 
 def max_kept(num_pathways: int, threshold: float) -> int:
-    """Return how many of `num_pathways` the threshold rule can keep: k where (k - 1) / n < threshold, ties left out."""
-    return max(k for k in range(1, num_pathways + 1) if (k - 1) / num_pathways < threshold)
+    """Return how many of `num_pathways` the threshold rule can keep: k where (k - 1) / n < threshold, ties left out.
+
+    At least 1, the most likely one, which is all that threshold 0 keeps.
+    """
+    return max((k for k in range(1, num_pathways + 1) if (k - 1) / num_pathways < threshold), default=1)
 
 
 def _num_kept_sets(num_pathways: int, threshold: float) -> int:

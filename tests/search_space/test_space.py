@@ -119,13 +119,13 @@ def kept_sets(num_pathways: int, threshold: float) -> set[tuple[int, ...]]:
     return {tuple(index for index, _ in keep_pathways(row, threshold)) for row in rows}
 
 
-@pytest.mark.parametrize("threshold", [0.3, 0.5, 0.8])
+@pytest.mark.parametrize("threshold", [0, 0.3, 0.5, 0.8])
 @pytest.mark.parametrize("num_pathways", [1, 2, 3, 4])
 def test_most_pathways_that_the_threshold_keeps(num_pathways: int, threshold: float) -> None:
     assert max_kept(num_pathways, threshold) == max(map(len, kept_sets(num_pathways, threshold)))
 
 
-@pytest.mark.parametrize("threshold", [0.3, 0.5, 0.8])
+@pytest.mark.parametrize("threshold", [0, 0.3, 0.5, 0.8])
 @pytest.mark.parametrize(("num_resolutions", "num_layers"), [(1, 2), (2, 3)])
 def test_log10_size_equals_a_count_of_all_settings(num_resolutions: int, num_layers: int, threshold: float) -> None:
     space = SearchSpace(
