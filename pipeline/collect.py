@@ -34,7 +34,7 @@ from pipeline.search_inputs import SearchInputs, part_data
 from pipeline.settings import TRIAL_SETTINGS, CollectConfig, check
 from pipeline.shared_supernet import train_shared_supernet
 from pipeline.trial import CollectionTrial, SharedData, trial_config
-from search_space import SearchSpace
+from search_space import DEFAULT_THRESHOLD, SearchSpace
 
 RECORDS_FOLDER, DATASET_FOLDER, CHECKPOINTS_FOLDER = "records", "dataset", "checkpoints"
 _TRIAL_CPUS = 0.1  # of the process that assembles and scores; the parts' are `ray.cpus_per_part`
@@ -347,6 +347,8 @@ def supernet_key(config: Config) -> str:
     """Return what shared supernets depend on, as a hash."""
     settings = config.lasting_settings()
     search = {name: settings["search"][name] for name in ("num_patches", "patch_size", "prior_features")}
+    if config.search.threshold != DEFAULT_THRESHOLD:  # supernets trained before it counted keep their key
+        search["threshold"] = config.search.threshold
     shared = {name: value for name, value in settings["collect"].items() if name.startswith("shared_")}
     keys = ("seed", "device", "data", "noise", "space", "prior")
     return hash_of([{name: settings[name] for name in keys}, search, shared])
@@ -375,5 +377,6 @@ def _train_supernet(
         seed=config.seed,
         device=torch.device(config.device),
         max_bad_steps=config.search.max_bad_steps,
+        threshold=config.search.threshold,
         progress=progress,
     )

@@ -17,13 +17,12 @@ SAMPLERS = ("random", "tpe", "nsga2")
 PRIORS = ("mirnet", "nafnet")
 PRECISIONS = ("float32", "bfloat16")
 # What a trial of a collection reads from settings of its own. All else is shared: patches and the prior's features,
-# prices, shared supernets, scoring, machines.
+# prices, shared supernets, scoring, machines, and the threshold, which random architectures have too.
 TRIAL_SETTINGS = (
     "collect.warm_start", "space.candidate_ops",
     "search.batch_size", "search.num_epochs", "search.warmup_share", "search.weight_learning_rate",
     "search.arch_learning_rate", "search.estimator", "search.temperature", "search.arch_samples", "search.cost",
-    "search.complexity_weight", "search.target_ms", "search.threshold", "search.derive_samples", "search.max_bad_steps",
-    "search.precision",
+    "search.complexity_weight", "search.target_ms", "search.derive_samples", "search.max_bad_steps", "search.precision",
 )  # fmt: skip
 # Far above any use: more is a slip of the keyboard, and would ask for all memory or all threads of a machine.
 _LARGEST = {
@@ -189,7 +188,7 @@ class SearchConfig:
     """Budget for the whole network in ms, for an image of `latency.image_size`: expected latency above it is penalised;
     needs `cost: latency`."""
     threshold: float = 0.5
-    """Pathways are kept until their softmax sums to more than this."""
+    """Pathways are kept until their softmax sums to more than this; random architectures keep what that allows."""
     derive_samples: int = 0
     """Candidates that the final softmaxes make likely; the one within budget with the lowest L_dp on D_archi is kept.
     0: the paper's argmax alone."""
@@ -401,8 +400,8 @@ class CollectConfig:
 
     vary: dict[str, Any] = field(default_factory=dict)
     """What trials differ in: setting -> list of choices, or {low, high} or {low, high, log: true} for numbers; a
-    range of a whole number is one of whole numbers. Of `search`, all but `num_patches`, `patch_size`, `prior_features`
-    and `threads_per_part`; `space.candidate_ops`; `collect.warm_start`. Trials share all else."""
+    range of a whole number is one of whole numbers. Of `search`, all but `num_patches`, `patch_size`, `prior_features`,
+    `threads_per_part` and `threshold`; `space.candidate_ops`; `collect.warm_start`. Trials share all else."""
     sampler: str = "random"
     """Optuna's sampler: `random` (an unbiased sample), or `tpe` or `nsga2` (for the best PSNR and latency)."""
     warm_start: bool = True

@@ -37,6 +37,7 @@ def train_shared_supernet(
     seed: int,
     device: torch.device,
     max_bad_steps: int,
+    threshold: float,
     progress: Callable[[int, float | None], None] | None = None,
 ) -> dict[str, Tensor]:
     """Train the weights of one part with L_dp (Eq. 11) on D_w.
@@ -54,6 +55,7 @@ def train_shared_supernet(
         seed: of weights, samples and batches.
         device: where to compute.
         max_bad_steps: steps that may be skipped because their loss is not finite.
+        threshold: of the kept pathways of random derived parts.
         progress: called with (steps done, L_dp) after every step; None for a step that was skipped.
 
     Returns:
@@ -72,7 +74,7 @@ def train_shared_supernet(
         for group in optimizer.param_groups:
             group["lr"] = learning_rate * 0.5 * (1 + math.cos(math.pi * step / num_steps))
         if step % 2 == 0:
-            choices = choices_of(sample_part(space, generator=generator), space)
+            choices = choices_of(sample_part(space, generator=generator, threshold=threshold), space)
         else:
             choices = supernet.arch.sample(
                 estimator="sampled", temperature=1.0, generator=generator, with_gradient=False

@@ -188,7 +188,9 @@ class CollectionTrial(tune.Trainable):
     def _draw(self, index: int) -> tuple[Record, Genotype, None]:
         shared = self.shared
         seed = shared.config.seed + RANDOM_SEED_OFFSET + index
-        genotype = sample_genotype(shared.space, generator=torch.Generator().manual_seed(seed))
+        genotype = sample_genotype(
+            shared.space, generator=torch.Generator().manual_seed(seed), threshold=shared.config.search.threshold
+        )
         record = {
             "key": f"random-{index:05d}-{shared.config.config_hash}",
             "origin": "random",

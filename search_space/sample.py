@@ -20,7 +20,11 @@ _DECIDED = 100.0  # a logit that leaves the others nothing
 
 
 def sample_genotype(
-    space: SearchSpace, *, generator: torch.Generator, op_weights: Mapping[str, float] | None = None
+    space: SearchSpace,
+    *,
+    generator: torch.Generator,
+    op_weights: Mapping[str, float] | None = None,
+    threshold: float = DEFAULT_THRESHOLD,
 ) -> Genotype:
     """Draw three independent random parts.
 
@@ -28,17 +32,24 @@ def sample_genotype(
         space: the search space.
         generator: source of randomness.
         op_weights: relative frequency of every operator; equal by default.
+        threshold: of the kept pathways, that of the search which the genotype is compared with.
     """
-    parts = [sample_part(space, generator=generator, op_weights=op_weights) for _ in range(NUM_PARTS)]
+    parts = [
+        sample_part(space, generator=generator, op_weights=op_weights, threshold=threshold) for _ in range(NUM_PARTS)
+    ]
     return Genotype.of(space, parts)
 
 
 def sample_part(
-    space: SearchSpace, *, generator: torch.Generator, op_weights: Mapping[str, float] | None = None
+    space: SearchSpace,
+    *,
+    generator: torch.Generator,
+    op_weights: Mapping[str, float] | None = None,
+    threshold: float = DEFAULT_THRESHOLD,
 ) -> PartGenotype:
     """Draw one part: operators by weight, widths and sets of pathways uniformly, pathway weights equal.
 
-    The sets are those that `derive` can keep, so random parts lie in the space that a search can reach.
+    The sets are those that `derive` can keep at `threshold`, so random parts lie in the space that a search can reach.
 
     Raises:
         ValueError: `op_weights` names an operator that the space lacks.
@@ -57,8 +68,8 @@ def sample_part(
             op=space.candidate_ops[ops[n]],
             in_width=out_widths[space.input_width_source(cell)],
             out_width=out_widths[cell],
-            resolution_pathways=_random_subset(space.directions(cell), generator),
-            dense_pathways=_random_subset(space.dense_layers(cell), generator),
+            resolution_pathways=_random_subset(space.directions(cell), threshold, generator),
+            dense_pathways=_random_subset(space.dense_layers(cell), threshold, generator),
         )
         for n, cell in enumerate(space.cells)
     ]
@@ -89,10 +100,10 @@ def randomise_levels(arch: ArchParameters, levels: Sequence[str], *, generator: 
         parameter.requires_grad_(False).copy_(gumbel)
 
 
-def _random_subset(options: Sequence[_T], generator: torch.Generator) -> tuple[tuple[_T, float], ...]:
+def _random_subset(options: Sequence[_T], threshold: float, generator: torch.Generator) -> tuple[tuple[_T, float], ...]:
     if not options:
         return ()
-    limit = max_kept(len(options), DEFAULT_THRESHOLD)
+    limit = max_kept(len(options), threshold)
     masks = [mask for mask in range(1, 2 ** len(options)) if mask.bit_count() <= limit]
     mask = masks[int(torch.randint(len(masks), (1,), generator=generator))]
     kept = [option for i, option in enumerate(options) if mask >> i & 1]

@@ -101,7 +101,7 @@ def _random_search(job: CellJob, config: Config) -> Genotype:
     ).retrain  # fmt: skip
     best: tuple[float, Genotype] | None = None
     for _ in range(NUM_TRIED):
-        genotype = sample_genotype(space, generator=generator)
+        genotype = sample_genotype(space, generator=generator, threshold=config.search.threshold)
         torch.manual_seed(config.seed)
         network: nn.Module = build_network(genotype)
         device = torch.device(config.device)

@@ -58,7 +58,7 @@ def run(job: CellJob) -> Values:
     weights = train_shared_supernet(
         part_index, space, data, num_steps=config.retrain.num_epochs * config.retrain.steps_per_epoch,
         batch_size=config.search.batch_size, learning_rate=config.search.weight_learning_rate, seed=config.seed,
-        device=device, max_bad_steps=config.search.max_bad_steps,
+        device=device, max_bad_steps=config.search.max_bad_steps, threshold=config.search.threshold,
     )  # fmt: skip
     supernet = PartSupernet(part_index, space, generator=torch.Generator().manual_seed(config.seed))
     load_supernet(supernet, weights)

@@ -65,6 +65,7 @@ def _supernet_weights(
                     index, space, part_data(config, inputs, index), num_steps=collect.shared_steps,
                     batch_size=collect.shared_batch_size, learning_rate=collect.shared_learning_rate, seed=config.seed,
                     device=torch.device(config.device), max_bad_steps=config.search.max_bad_steps,
+                    threshold=config.search.threshold,
                 )  # fmt: skip
                 save_checkpoint(path, weights)
     return [load_checkpoint(path) for path in paths]
@@ -81,7 +82,7 @@ def _near_equal(job: CellJob, config: Config, space: SearchSpace, num: int) -> l
     for number in range(_NUM_DRAWS):
         share = _SKIP_SHARES[number % len(_SKIP_SHARES)]
         weights = others | {"skip": share / (1 - share) * len(others)} if "skip" in space.candidate_ops else others
-        genotype = sample_genotype(space, generator=generator, op_weights=weights)
+        genotype = sample_genotype(space, generator=generator, op_weights=weights, threshold=config.search.threshold)
         found[genotype.genotype_id] = (predicted_ms(job, genotype, config.latency.image_size), genotype)
     fastest, median = np.quantile([ms for ms, _ in found.values()], (_FASTEST, 0.5))
     target = float(median) if config.search.target_ms is None else max(float(fastest), config.search.target_ms)

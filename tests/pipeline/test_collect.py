@@ -13,6 +13,7 @@ import time
 import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 
 import pandas as pd
 import pyarrow.parquet as pq
@@ -32,8 +33,8 @@ from pipeline.records import RECORD_SCHEMA_VERSION, read_records
 from pipeline.sampling import CollectionSearcher, TrialJob
 from pipeline.settings import SAMPLERS, TRIAL_SETTINGS, RayConfig
 from pipeline.tracking import MlflowClient, TrackingError
-from pipeline.trial import trial_config
-from search_space import Genotype
+from pipeline.trial import CollectionTrial, trial_config
+from search_space import Genotype, SearchSpace
 
 SETTINGS = ["ray.cpus_per_part=0.3", "collect.shared_steps=6", "collect.proxy_size=32"]
 VARY = {"search.complexity_weight": [0.0, 0.1], "search.arch_learning_rate": {"low": 0.01, "high": 0.1, "log": True}}
@@ -352,6 +353,14 @@ def test_shared_supernets_without_a_finite_loss_are_one_clear_error(
     assert ", step 6: 6 steps had a loss or gradient that is not finite, `search.max_bad_steps` is 20; lower" in line
 
 
+@pytest.mark.parametrize(("threshold", "most"), [(0.5, 1), (0.8, 2)])  # of two directions
+def test_the_control_keeps_what_the_searches_can(tiny_space: SearchSpace, threshold: float, most: int) -> None:
+    shared = SimpleNamespace(config=tiny(f"search.threshold={threshold}"), space=tiny_space)
+    genotypes = [CollectionTrial._draw(SimpleNamespace(shared=shared), index)[1] for index in range(20)]
+    kept = [len(cell.resolution_pathways) for genotype in genotypes for part in genotype.parts for cell in part.cells]
+    assert max(kept) == most
+
+
 def test_missing_jobs_spread_the_control_among_the_searches() -> None:
     jobs = missing_jobs([{"origin": "searched", "index": 1}], num_searched=4, num_random=2)
     assert [(job.origin, job.index) for job in jobs] == [
@@ -380,7 +389,8 @@ def test_unusable_settings_are_named(tmp_path: Path, capsys: pytest.CaptureFixtu
 @pytest.mark.parametrize(
     "name",
     ["search.complexity", "search.patch_size", "search.num_patches", "search.prior_features", "search.threads_per_part",
-     "noise.sigma_255", "noise.validation_sigma_255", "data.architecture_share", "prior.weights", "space.num_layers",
+     "search.threshold", "noise.sigma_255", "noise.validation_sigma_255", "data.architecture_share", "prior.weights",
+     "space.num_layers",
      "latency.image_size", "retrain.learning_rate", "evaluate.image_size", "collect.retrain_steps", "ray.max_failures",
      "device", "seed"],
 )  # fmt: skip
@@ -426,3 +436,4 @@ def test_hashes_cover_what_matters() -> None:
     assert collection_hash(tiny()) != collection_hash(tiny("collect.warm_start=false"))
     assert supernet_key(tiny()) == supernet_key(tiny("collect.warm_start=false", "search.num_epochs=9"))
     assert supernet_key(tiny()) != supernet_key(tiny("collect.shared_steps=7"))
+    assert supernet_key(tiny()) != supernet_key(tiny("search.threshold=0.8"))

@@ -7,7 +7,24 @@ from torch import Tensor
 from pipeline import shared_supernet
 from pipeline.data.part_data import CachedFeatures, PatchSet
 from pipeline.shared_supernet import train_shared_supernet
-from search_space import SearchSpace
+from search_space import Choices, PartGenotype, SearchSpace, choices_of
+
+
+def test_random_parts_keep_what_the_threshold_allows(
+    tiny_space: SearchSpace, patch_set: PatchSet, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    drawn: list[PartGenotype] = []
+
+    def recorded(part: PartGenotype, space: SearchSpace) -> Choices:
+        drawn.append(part)
+        return choices_of(part, space)
+
+    monkeypatch.setattr(shared_supernet, "choices_of", recorded)
+    train_shared_supernet(
+        1, tiny_space, CachedFeatures(patch_set, 1, torch.device("cpu")), num_steps=4, batch_size=2,
+        learning_rate=1e-3, seed=0, device=torch.device("cpu"), max_bad_steps=2, threshold=0.8,
+    )  # fmt: skip
+    assert {len(cell.resolution_pathways) for part in drawn for cell in part.cells} == {1, 2}
 
 
 @pytest.mark.parametrize("num_bad", [2, 3])
@@ -22,7 +39,7 @@ def test_bad_steps_are_skipped_until_there_are_too_many(
     def train() -> dict[str, Tensor]:
         return train_shared_supernet(
             1, tiny_space, CachedFeatures(patch_set, 1, torch.device("cpu")), num_steps=6, batch_size=2,
-            learning_rate=1e-3, seed=0, device=torch.device("cpu"), max_bad_steps=2,
+            learning_rate=1e-3, seed=0, device=torch.device("cpu"), max_bad_steps=2, threshold=0.5,
             progress=lambda step, l_dp: told.append(l_dp),
         )  # fmt: skip
 

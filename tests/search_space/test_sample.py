@@ -1,4 +1,5 @@
 from collections import Counter
+from typing import Any
 
 import pytest
 import torch
@@ -17,7 +18,7 @@ from search_space import (
 from search_space.space import max_kept
 
 
-def draw(space: SearchSpace, seed: int, **settings: dict[str, float]) -> Genotype:
+def draw(space: SearchSpace, seed: int, **settings: Any) -> Genotype:
     return sample_genotype(space, generator=torch.Generator().manual_seed(seed), **settings)
 
 
@@ -32,20 +33,33 @@ def test_the_parts_are_independent_draws(space: SearchSpace) -> None:
     assert sample_part(space, generator=torch.Generator().manual_seed(0)) == parts[0]
 
 
+@pytest.mark.parametrize("threshold", [0.0, 0.5, 0.8])
 @pytest.mark.parametrize(("num_resolutions", "num_layers"), [(1, 1), (2, 3), (3, 6), (4, 9)])
-def test_samples_lie_in_the_space_that_a_search_can_reach(num_resolutions: int, num_layers: int) -> None:
+def test_samples_lie_in_the_space_that_a_search_can_reach(
+    num_resolutions: int, num_layers: int, threshold: float
+) -> None:
     space = SearchSpace(num_channels=16, num_resolutions=num_resolutions, num_layers=num_layers)
     for seed in range(20):
-        for part in draw(space, seed).parts:  # Genotype validates what it is built from
+        for part in draw(space, seed, threshold=threshold).parts:  # Genotype validates what it is built from
             for cell in part.cells:
                 num_directions, num_layers = (
                     len(space.directions(cell.position)),
                     len(space.dense_layers(cell.position)),
                 )
-                assert 1 <= len(cell.resolution_pathways) <= max_kept(num_directions, 0.5)
+                assert 1 <= len(cell.resolution_pathways) <= max_kept(num_directions, threshold)
                 assert bool(cell.dense_pathways) == bool(num_layers)
-                assert len(cell.dense_pathways) <= (max_kept(num_layers, 0.5) if num_layers else 0)
+                assert len(cell.dense_pathways) <= (max_kept(num_layers, threshold) if num_layers else 0)
                 assert sum(weight for _, weight in cell.resolution_pathways) == pytest.approx(1)
+
+
+def test_the_threshold_decides_how_many_pathways_are_drawn(space: SearchSpace) -> None:
+    def counts(**settings: float) -> set[int]:
+        parts = [part for seed in range(20) for part in draw(space, seed, **settings).parts]
+        return {len(cell.resolution_pathways) for part in parts for cell in part.cells}
+
+    assert counts(threshold=0.8) == {1, 2, 3}
+    assert counts() == {1, 2}
+    assert counts(threshold=0.0) == {1}
 
 
 def test_operators_widths_and_pathways_all_occur(space: SearchSpace) -> None:

@@ -122,6 +122,15 @@ def test_architectures_cost_about_the_same(job: CellJob, monkeypatch: pytest.Mon
     assert drawn("impossible-2", 1e-8) == impossible
 
 
+def test_architectures_keep_what_the_threshold_of_the_search_allows(job: CellJob) -> None:
+    config = job.config.with_settings({"search.threshold": 0.8})
+    space = space_of(config, 16)
+    inputs = search_inputs(job, config, load_prior(config.prior.weights))
+    genotypes, _ = shared_architectures(job, config, space, inputs, num=5)
+    cells = [cell for genotype in genotypes for part in genotype.parts for cell in part.cells]
+    assert {len(cell.resolution_pathways) for cell in cells} == {1, 2}
+
+
 def made_up(
     sign: int, num: int = 30, *, chance: float = 0.0, num_seeds: int = 3
 ) -> dict[int, dict[str, dict[str, float]]]:

@@ -13,7 +13,7 @@ from latency import DeviceInfo, LatencyTable, Timing
 from pipeline import part_search
 from pipeline.baselines import build_baseline
 from pipeline.data.part_data import split_images
-from pipeline.experiments import CellJob, load_experiment
+from pipeline.experiments import CellJob, load_experiment, nas
 from pipeline.experiments.estimators import is_searched, step_memory
 from pipeline.experiments.networks import train
 from pipeline.experiments.searches import GENOTYPE_FILE, find_network, search_inputs
@@ -22,7 +22,15 @@ from pipeline.peers import ClearerSpace, sample_clearer
 from pipeline.priors import load_prior
 from pipeline.search_inputs import cost_models, patch_sources, space_of
 from pipeline.training import Trainer
-from search_space import Genotype, PartSupernet, SearchSpace, build_network, sample_genotype, space_op_specs
+from search_space import (
+    DenoisingNetwork,
+    Genotype,
+    PartSupernet,
+    SearchSpace,
+    build_network,
+    sample_genotype,
+    space_op_specs,
+)
 
 SMALL = ("search.num_epochs=2", "search.num_patches=8", "retrain.num_epochs=1", "retrain.steps_per_epoch=2")
 TRAINED = {"psnr_db", "ssim", "num_parameters", "macs", "num_steps"}
@@ -182,6 +190,21 @@ def test_nas(make_job: Callable[..., CellJob], variant: str) -> None:
         assert experiment.measure(job)["measured_ms"] > 0
     assert found[0].keys() == TRAINED
     assert found[0] == found[1]
+
+
+def test_random_search_keeps_what_the_threshold_of_the_search_allows(
+    make_job: Callable[..., CellJob], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    drawn: list[Genotype] = []
+
+    def recorded(genotype: Genotype) -> DenoisingNetwork:
+        drawn.append(genotype)
+        return build_network(genotype)
+
+    monkeypatch.setattr(nas, "build_network", recorded)
+    load_experiment("nas").run(make_job("random", *SMALL, "experiment.nas_epochs=2", "search.threshold=0.8"))
+    cells = [cell for genotype in drawn[: nas.NUM_TRIED] for part in genotype.parts for cell in part.cells]
+    assert {len(cell.resolution_pathways) for cell in cells} == {1, 2}
 
 
 def test_a_search_is_timed_whole_where_its_cell_was_interrupted(
