@@ -10,6 +10,7 @@ import logging
 import os
 import shutil
 from collections.abc import Callable, Iterator, Sequence
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -31,7 +32,7 @@ from pipeline.records import RECORD_SCHEMA_VERSION, Record, read_records, write_
 from pipeline.run import Run
 from pipeline.sampling import CollectionSearcher, TrialJob
 from pipeline.search_inputs import SearchInputs, part_data
-from pipeline.settings import TRIAL_SETTINGS, CollectConfig, check
+from pipeline.settings import TOGETHER, TRIAL_SETTINGS, CollectConfig, check
 from pipeline.shared_supernet import train_shared_supernet
 from pipeline.trial import CollectionTrial, SharedData, trial_config
 from search_space import DEFAULT_THRESHOLD, SearchSpace
@@ -85,14 +86,11 @@ def claim_collection(folder: Path, config: Config) -> None:
     """Check that the folder holds this collection or none, and mark it as this one.
 
     Raises:
-        ValueError: another collection, or a setting in `collect.vary` that no trial has of its own.
+        ValueError: another collection, or a setting or value in `collect.vary` that no trial can have.
     """
-    for name, choices in config.collect.vary.items():
+    for name in config.collect.vary:
         check(name in TRIAL_SETTINGS, "collect.vary", f"settings among {', '.join(TRIAL_SETTINGS)}", name)
-        for value in choices if isinstance(choices, list) else [choices["low"], choices["high"]]:
-            ops = trial_config(config, 0, {name: value}).space.candidate_ops
-            check(set(ops) <= set(config.space.candidate_ops), f"collect.vary.{name}",
-                   "lists of operators in `space.candidate_ops`", value)  # fmt: skip
+    _check_trials(config)
     identity = {"schema_version": RECORD_SCHEMA_VERSION, "collection_hash": collection_hash(config)}
     path = folder / "collection.json"
     if not path.exists():
@@ -113,6 +111,29 @@ def claim_collection(folder: Path, config: Config) -> None:
             f"{identity['collection_hash']}); choose another `output`"
         )
     (folder / RECORDS_FOLDER).mkdir(exist_ok=True)
+
+
+def _check_trials(config: Config) -> None:
+    """Try every value of `collect.vary`; those of settings that must fit each other, all together.
+
+    Raises:
+        ValueError: a trial would have impossible settings.
+    """
+    values = {
+        name: choices if isinstance(choices, list) else [choices["low"], choices["high"]]
+        for name, choices in config.collect.vary.items()
+    }
+    together = [name for name in values if name in TOGETHER]
+    trials = [dict(zip(together, found, strict=True)) for found in product(*(values[name] for name in together))]
+    trials += [trials[0] | {name: value} for name in values if name not in together for value in values[name]]
+    for settings in trials:
+        try:
+            ops = trial_config(config, 0, settings).space.candidate_ops
+            check(set(ops) <= set(config.space.candidate_ops), "space.candidate_ops",
+                   f"among those of the collection, {', '.join(config.space.candidate_ops)}", ", ".join(ops))  # fmt: skip
+        except ValueError as error:
+            given = ", ".join(f"{name}={value}" for name, value in settings.items())
+            raise ValueError(f"{error}, in a trial that `collect.vary` gives {given}") from error
 
 
 def collection_hash(config: Config) -> str:

@@ -24,6 +24,8 @@ TRIAL_SETTINGS = (
     "search.arch_learning_rate", "search.estimator", "search.temperature", "search.arch_samples", "search.cost",
     "search.complexity_weight", "search.target_ms", "search.derive_samples", "search.max_bad_steps", "search.precision",
 )  # fmt: skip
+# Those of them that must fit each other: a budget needs milliseconds, and something that holds it.
+TOGETHER = ("search.cost", "search.target_ms", "search.complexity_weight", "search.derive_samples")
 # Far above any use: more is a slip of the keyboard, and would ask for all memory or all threads of a machine.
 _LARGEST = {
     "num_channels": 256, "num_blocks": 64, "middle_blocks": 64,
@@ -185,8 +187,8 @@ class SearchConfig:
     complexity_weight: float = 0.0
     """lambda of Eq. (13), in units of the uniform architecture's cost; 0 searches the best network regardless."""
     target_ms: float | None = None
-    """Budget for the whole network in ms, for an image of `latency.image_size`: expected latency above it is penalised;
-    needs `cost: latency`."""
+    """Budget for the whole network in ms, for an image of `latency.image_size`: `complexity_weight` penalises expected
+    latency above it, and `derive_samples` keeps candidates within it. Needs one of the two, and `cost: latency`."""
     threshold: float = 0.5
     """Pathways are kept until their softmax sums to more than this; random architectures keep what that allows."""
     derive_samples: int = 0
@@ -225,6 +227,9 @@ class SearchConfig:
         if self.target_ms is not None:
             check(self.target_ms > 0, "search.target_ms", "positive", self.target_ms)
             check(self.cost == "latency", "search.cost", "latency when search.target_ms is set", self.cost)
+            check(self.complexity_weight > 0 or self.derive_samples > 0, "search.complexity_weight",
+                   "above 0 when search.target_ms is set and search.derive_samples is 0",
+                   self.complexity_weight)  # fmt: skip
 
     @property
     def steps_per_epoch(self) -> int:

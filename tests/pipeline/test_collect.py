@@ -382,7 +382,7 @@ def test_unusable_settings_are_named(tmp_path: Path, capsys: pytest.CaptureFixtu
     others = tiny(
         "space.candidate_ops=[skip, conv_d1]", "collect.vary.space.candidate_ops=[[skip, conv_d1], [skip, ib]]"
     )
-    with pytest.raises(ValueError, match=r"must be lists of operators in `space.candidate_ops`, got \['skip', 'ib'\]"):
+    with pytest.raises(ValueError, match=r"must be among those of the collection, skip, conv_d1, got skip, ib"):
         claim_collection(tmp_path, others)
 
 
@@ -407,6 +407,25 @@ def test_trials_differ_in_what_each_reads(tmp_path: Path) -> None:
     claim_collection(
         tmp_path, tiny().with_settings({"collect.vary": {name: [settings[name]] for name in TRIAL_SETTINGS}})
     )
+
+
+def test_a_budget_that_some_trials_would_not_hold_is_refused_before_any_work(tmp_path: Path) -> None:
+    budget = ["search.target_ms=3", "search.complexity_weight=0.001"]
+    message = (
+        r"`search.complexity_weight` must be above 0 when search.target_ms is set and search.derive_samples is 0, "
+        r"got 0.0, in a trial that `collect.vary` gives search.complexity_weight=0.0"
+    )
+    with pytest.raises(ValueError, match=message):
+        claim_collection(tmp_path, load_config("collect", budget))
+    both = {"search.complexity_weight": [0.001, 0.0], "search.derive_samples": [16, 0]}
+    with pytest.raises(ValueError, match=message + ", search.derive_samples=0"):
+        claim_collection(tmp_path, load_config("collect", budget).with_settings({"collect.vary": both}))
+    assert not any(tmp_path.iterdir())
+    (tmp_path / "a").mkdir()
+    (tmp_path / "b").mkdir()
+    weights = {"search.complexity_weight": [0.001, 0.003], "search.target_ms": [2, 3]}
+    claim_collection(tmp_path / "a", load_config("collect").with_settings({"collect.vary": weights}))
+    claim_collection(tmp_path / "b", load_config("collect", [*budget, "search.derive_samples=16"]))
 
 
 def test_another_schema_version_is_refused(tmp_path: Path) -> None:

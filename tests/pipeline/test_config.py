@@ -138,6 +138,16 @@ def test_a_budget_in_ms_needs_the_latency_cost() -> None:
         load_config("tiny", ["search.cost=macs", "search.target_ms=3.0"])
 
 
+def test_a_budget_needs_what_holds_it() -> None:
+    message = (
+        r"`search\.complexity_weight` must be above 0 when search\.target_ms is set and search\.derive_samples is 0"
+    )
+    with pytest.raises(ValueError, match=message + r", got 0\.0"):
+        load_config("collect", ["search.target_ms=3.0"])
+    load_config("collect", ["search.target_ms=3.0", "search.derive_samples=16"])
+    load_config("collect", ["search.target_ms=3.0", "search.complexity_weight=0.001"])
+
+
 def test_a_missing_file_lists_the_presets() -> None:
     with pytest.raises(FileNotFoundError, match="'quik' is neither a file nor a preset; presets are .*quick"):
         load_config("quik")
