@@ -102,10 +102,11 @@ def special_operators(collection: Collection) -> tuple[str, ...]:
 def pathway_counts(collection: Collection) -> Counts:
     """Sum softmax(beta) over the reachable cells with three inputs, by operator and direction (Fig. 13).
 
-    The derived network keeps two of three inputs at most, so the paper's figure can only speak of the softmax.
+    An input that a budget took away has probability 0 and is none: the cell had nothing to choose among three. The
+    derived network keeps two of three inputs at most, so the paper's figure can only speak of the softmax.
     """
     cells = reachable_cells(collection)
-    cells = cells[[isinstance(beta, dict) and len(beta) == len(DIRECTIONS) for beta in cells["beta"]]]
+    cells = cells[[isinstance(beta, dict) and _num_inputs(beta) == len(DIRECTIONS) for beta in cells["beta"]]]
     operators = special_operators(collection)
     rows = pd.concat([
         pd.DataFrame({"key": cells["key"], "operator": operator, "direction": direction, "denominator": 1.0,
@@ -115,6 +116,11 @@ def pathway_counts(collection: Collection) -> Counts:
     ])  # fmt: skip
     columns = pd.MultiIndex.from_product([(*operators, ALL), DIRECTIONS], names=["operator", "direction"])
     return sum_counts(rows, columns, collection.selected.index)
+
+
+def _num_inputs(beta: dict[str, float | None]) -> int:
+    """Return how many directions a cell could choose among."""
+    return sum(probability is not None and probability > 0 for probability in beta.values())
 
 
 def width_counts(collection: Collection) -> Counts:

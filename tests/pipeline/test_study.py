@@ -230,6 +230,19 @@ def test_pathways_count_cells_with_three_inputs(planted):
     assert table.loc[("random", "all", "up"), "out_of"] == 0
 
 
+def test_an_input_that_a_budget_took_away_is_no_choice(tmp_path):
+    records = make_records(24, seed=17)
+    for record in records:
+        for cell in record["cells"]:
+            if len(cell["beta"]) == len(DIRECTIONS):
+                cell["beta"] = {"up": 0.0, "same": 0.5, "down": 0.5}
+    write_dataset(tmp_path, records)
+    assert not pathway_counts(read_collection(tmp_path, margin_db=None)).denominator.to_numpy().any()
+    second = answers_of(tmp_path)[1]
+    assert second.verdict == "not decided"
+    assert second.explanation == ("It cannot be examined: no searched architectures with such cells.",)
+
+
 def test_counts_agree_with_the_cells(planted):
     collection = read_collection(planted, margin_db=None)
     cells = collection.cells[collection.cells["reachable"]]
