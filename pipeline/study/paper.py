@@ -37,8 +37,8 @@ def paper_table(rate_tables: Mapping[str, pd.DataFrame]) -> pd.DataFrame:
         rate_tables: by name of the family, as `tables.rate_table` returns them.
 
     Returns:
-        One row per number of the paper; `covers_paper`: the interval contains it; NaN where the operator is not on
-        offer or no cell has it.
+        One row per number of the paper; `covers_paper`: the interval contains it, missing where there is no
+        interval; NaN where the operator is not on offer or no cell has it.
     """
     rows = []
     for family, part, operator, value, source in _NUMBERS:
@@ -48,10 +48,10 @@ def paper_table(rate_tables: Mapping[str, pd.DataFrame]) -> pd.DataFrame:
         rows.append({
             "quantity": _NAMES[family].format(operator), "part": part, "paper": value, "source": source,
             "searched": found["rate"], "low": found["low"], "high": found["high"],
-            "covers_paper": bool(found["low"] <= value <= found["high"]),
+            "covers_paper": pd.NA if pd.isna(found["low"]) else bool(found["low"] <= value <= found["high"]),
             "random": own["rate"].get("random", np.nan),
         })  # fmt: skip
-    return pd.DataFrame(rows)
+    return pd.DataFrame(rows).astype({"covers_paper": "boolean"})
 
 
 def scale_table(collection: Collection, *, device_name: str | None) -> pd.DataFrame:

@@ -321,6 +321,26 @@ def test_degenerate_collections_leave_gaps(tmp_path, records, num_figures, reaso
     assert len([path for path in study.files if path.suffix == ".svg"]) == num_figures
 
 
+def test_without_an_interval_nothing_is_said_of_the_papers_number(tmp_path):
+    write_dataset(tmp_path, make_records(1, seed=9))
+    study = analyze(tmp_path, tmp_path / "study", num_resamples=100)
+    assert study.tables["paper_numbers"]["covers_paper"].isna().all()
+    for read, path in ((pd.read_csv, "paper_numbers.csv"), (pd.read_parquet, "paper_numbers.parquet")):
+        assert read(tmp_path / "study" / "tables" / path)["covers_paper"].isna().all()
+    html = study.files[0].read_text(encoding="utf-8")
+    row = re.search(r"<td>rate of skip</td>.*?</tr>", html, re.DOTALL)
+    assert "no interval" in row[0] and "<td>no</td>" not in row[0] and "<td>\N{EN DASH}</td>" in row[0]
+
+
+def test_what_the_interval_says_of_the_papers_number(study):
+    table = study.tables["paper_numbers"]
+    inside = (table["low"] <= table["paper"]) & (table["paper"] <= table["high"])
+    assert table["low"].notna().all() and table["covers_paper"].tolist() == inside.tolist()
+    assert set(pd.read_parquet(study.files[0].parent / "tables" / "paper_numbers.parquet")["covers_paper"]) == set(
+        inside
+    )
+
+
 def test_two_equal_architectures_are_not_decided(tmp_path):
     records = [record | {"key": f"searched-{i}"} for i, record in enumerate(make_records(1, seed=13) * 2)]
     write_dataset(tmp_path, records)
