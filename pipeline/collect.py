@@ -128,9 +128,9 @@ def _check_trials(config: Config) -> None:
     trials += [trials[0] | {name: value} for name in values if name not in together for value in values[name]]
     for settings in trials:
         try:
-            ops = trial_config(config, 0, settings).space.candidate_ops
-            check(set(ops) <= set(config.space.candidate_ops), "space.candidate_ops",
-                   f"among those of the collection, {', '.join(config.space.candidate_ops)}", ", ".join(ops))  # fmt: skip
+            ops, known = trial_config(config, 0, settings).space.candidate_ops, config.space.candidate_ops
+            check(set(ops) <= set(known), "space.candidate_ops",
+                   f"among those of the collection, {', '.join(known)}", ", ".join(ops))  # fmt: skip
         except ValueError as error:
             given = ", ".join(f"{name}={value}" for name, value in settings.items())
             raise ValueError(f"{error}, in a trial that `collect.vary` gives {given}") from error

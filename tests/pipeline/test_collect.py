@@ -382,7 +382,7 @@ def test_unusable_settings_are_named(tmp_path: Path, capsys: pytest.CaptureFixtu
     others = tiny(
         "space.candidate_ops=[skip, conv_d1]", "collect.vary.space.candidate_ops=[[skip, conv_d1], [skip, ib]]"
     )
-    with pytest.raises(ValueError, match=r"must be among those of the collection, skip, conv_d1, got skip, ib"):
+    with pytest.raises(ValueError, match=r"must be among those of the collection, skip, conv_d1, got 'skip, ib'"):
         claim_collection(tmp_path, others)
 
 
