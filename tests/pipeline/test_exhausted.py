@@ -40,10 +40,13 @@ def test_a_full_object_store_over_a_full_disk_is_one_line_and_the_same_command_g
 ) -> None:
     """What does not fit goes to disk, so both must be full; Ray calls the disk full at a share that is set here."""
     (tmp_path / "images").mkdir()
-    for name in ("a", "b"):  # 96 MB in memory
+    for name in ("a", "b"):  # 96 MB in memory, which live features need in every part
         image = Image.fromarray(np.full((4000, 4000, 3), 128, np.uint8))
         image.save(tmp_path / "images" / f"{name}.png", compress_level=1)
-    command = search(tmp_path / "run", f"data.training=['{tmp_path / 'images'}']", "ray.object_store_mb=80")
+    command = search(
+        tmp_path / "run", f"data.training=['{tmp_path / 'images'}']", "ray.object_store_mb=80",
+        "search.prior_features=live",
+    )  # fmt: skip
     with monkeypatch.context() as full:
         full.setenv("RAY_local_fs_capacity_threshold", "0.000001")
         line = error_line(capsys, *command)
