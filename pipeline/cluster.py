@@ -3,6 +3,7 @@
 Called by every command that distributes work. Ray's usage statistics are off in what is started here.
 """
 
+import faulthandler
 import logging
 import os
 import secrets
@@ -17,6 +18,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
+from latency import keep_freed_memory
 from ops.files import is_alive
 from pipeline.settings import RayConfig
 from pipeline.time_slice import patient_processes
@@ -67,6 +69,7 @@ def ray_session(config: RayConfig) -> Iterator[None]:
         with _initialised(config, address):
             if threading.current_thread() is threading.main_thread():
                 signal.signal(signal.SIGTERM, before)  # Ray's own handler ends the command without a word
+            _die_of_fatal_signals()
             yield
     except (ray.exceptions.ObjectStoreFullError, ray.exceptions.OutOfDiskError) as error:
         raise RuntimeError(
@@ -216,10 +219,30 @@ def read_op_files(paths: tuple[str, ...]) -> dict[str, str]:
     return sources
 
 
+def prepare_worker(op_sources: Mapping[str, str]) -> None:
+    """Ready a process that Ray has started to compute for us, before anything else in it.
+
+    Args:
+        op_sources: operator files, as from `read_op_files`.
+
+    Raises:
+        ValueError: an operator file fails; the message names it.
+    """
+    keep_freed_memory()
+    _die_of_fatal_signals()
+    load_op_files(op_sources)
+
+
+def _die_of_fatal_signals() -> None:
+    """Take Ray's handlers of fatal signals away: without memory they abort in themselves, for ever, and write of it."""
+    faulthandler.disable()  # which Ray enables before it, so that this puts the system's handlers back
+    faulthandler.enable(2, all_threads=False)  # standard error, whoever replaced Python's
+
+
 _loaded_op_files: set[str] = set()
 
 
-def load_op_files(sources: dict[str, str]) -> None:
+def load_op_files(sources: Mapping[str, str]) -> None:
     """Run operator files once per process, so that their operators are registered.
 
     Raises:

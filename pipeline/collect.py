@@ -21,10 +21,10 @@ from ray import tune
 from ray.util.queue import Queue
 from torch import Tensor
 
-from latency import LatencyTable, keep_freed_memory
+from latency import LatencyTable
 from ops.files import write_atomically
 from pipeline.checkpoint import load_metadata, load_weights, save_weights
-from pipeline.cluster import cluster_address, driver_queue, load_op_files, read_op_files
+from pipeline.cluster import cluster_address, driver_queue, prepare_worker, read_op_files
 from pipeline.config import Config
 from pipeline.plain import hash_of
 from pipeline.priors import NUM_PARTS
@@ -379,8 +379,7 @@ def supernet_key(config: Config) -> str:
 def _train_supernet(
     part_index: int, config: Config, space: SearchSpace, inputs: SearchInputs, op_sources: dict[str, str], queue: Queue
 ) -> dict[str, Tensor]:
-    keep_freed_memory()
-    load_op_files(op_sources)
+    prepare_worker(op_sources)
     torch.set_num_threads(config.search.threads_per_part)
     settings: CollectConfig = config.collect
 

@@ -17,8 +17,7 @@ import ray
 import torch
 from torch import Tensor
 
-from latency import keep_freed_memory
-from pipeline.cluster import load_op_files, read_op_files
+from pipeline.cluster import prepare_worker, read_op_files
 from pipeline.config import Config
 from pipeline.part_checkpoints import checkpoint_file
 from pipeline.part_search import PartEpoch, PartSearchResult, search_part
@@ -192,8 +191,7 @@ class PartActor:
     """
 
     def __init__(self, part_index: int, op_sources: dict[str, str]) -> None:
-        keep_freed_memory()
-        load_op_files(op_sources)
+        prepare_worker(op_sources)
         importlib.import_module("torch._dynamo")  # the first step of an optimiser would
         gc.freeze()  # what has been imported stays; walking it again and again took 3 % of a search
         self.part_index = part_index

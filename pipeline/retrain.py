@@ -29,9 +29,8 @@ from ray.train.collective import broadcast_from_rank_zero
 from ray.util.queue import Queue
 from torch import Tensor
 
-from latency import keep_freed_memory
 from pipeline.checkpoint import load_checkpoint, restoring, save_checkpoint
-from pipeline.cluster import driver_queue, load_op_files, own_folder, read_op_files
+from pipeline.cluster import driver_queue, own_folder, prepare_worker, read_op_files
 from pipeline.config import Config
 from pipeline.data.distilled import training_patches
 from pipeline.priors import load_prior
@@ -163,8 +162,7 @@ def train_worker(settings: dict[str, Any]) -> str | None:
         What made the training end early, where another try would end the same way: Ray Train tries whatever is raised.
     """
     config: Config = settings["config"]
-    keep_freed_memory()
-    load_op_files(settings["op_sources"])
+    prepare_worker(settings["op_sources"])
     torch.set_num_threads(config.retrain.threads_per_worker)
     context = ray.train.get_context()
     rank, num_workers = context.get_world_rank(), context.get_world_size()

@@ -20,8 +20,8 @@ from ray import tune
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 from torch import Tensor
 
-from latency import LatencyTable, keep_freed_memory, predict_latency_ms
-from pipeline.cluster import load_op_files
+from latency import LatencyTable, predict_latency_ms
+from pipeline.cluster import prepare_worker
 from pipeline.config import Config
 from pipeline.data.patches import noisy_patches
 from pipeline.evaluate import evaluate_denoiser, mean_score
@@ -84,8 +84,7 @@ class CollectionTrial(tune.Trainable):
 
     def setup(self, config: dict[str, Any], shared: SharedData) -> None:  # type: ignore[override]
         """Take what trials share; the part actors start with the first search, random architectures need none."""
-        keep_freed_memory()
-        load_op_files(shared.op_sources)
+        prepare_worker(shared.op_sources)
         torch.set_num_threads(1)
         self.shared = shared
         self.costs: dict[str, list[CostModel]] = {}

@@ -14,8 +14,8 @@ from typing import Any
 import ray
 import torch
 
-from latency import DeviceInfo, keep_freed_memory
-from pipeline.cluster import load_op_files, read_op_files
+from latency import DeviceInfo
+from pipeline.cluster import prepare_worker, read_op_files
 from pipeline.config import Config
 from pipeline.experiments.cells import FILES_FOLDER, STAGES, CellRecord, cell_name, record_path, write_record
 from pipeline.experiments.experiment import ALONE_GPUS, CellJob, Experiment, Inputs
@@ -148,8 +148,7 @@ def _cell_task(
 ) -> CellRecord:
     """Run one stage of one cell in a Ray worker."""
     started_at, start = time.time(), time.perf_counter()
-    keep_freed_memory()
-    load_op_files(op_sources)
+    prepare_worker(op_sources)
     torch.set_num_threads(num_threads)
     folder = Path(files)
     folder.mkdir(parents=True, exist_ok=True)

@@ -1,17 +1,20 @@
-"""Operator files of the user; Ray itself is exercised by `test_run.py`."""
+"""Operator files of the user, and what a Ray of our own is like; `test_run.py` exercises it."""
 
 import os
+import resource
+import signal
 import subprocess
 import sys
 import time
 from pathlib import Path
 
 import pytest
+import ray  # noqa: TID251  # as the pipeline does
 
 from ops import create_op, list_ops, registry
 from ops.spec import OpSpec
 from pipeline import cluster
-from pipeline.cluster import cluster_address, load_op_files, ray_session, read_op_files
+from pipeline.cluster import cluster_address, load_op_files, prepare_worker, ray_session, read_op_files
 from pipeline.settings import RayConfig
 
 SOURCE = """
@@ -127,3 +130,21 @@ def test_parts_that_would_wait_for_ever_are_refused(setting: str, kind: str) -> 
     message = rf"`ray.{setting}` must be at most \d+, the {kind}s of this machine, got 4096"
     with pytest.raises(ValueError, match=message), ray_session(config):
         pass
+
+
+@pytest.mark.slow
+@pytest.mark.ray
+@pytest.mark.skipif(sys.platform != "linux", reason="reads its size in /proc")
+def test_a_process_without_memory_dies_of_a_fatal_signal() -> None:
+    """Ray's own handler of such signals fails for want of memory, calls itself, and fills the disk with its report."""
+
+    def die() -> None:
+        prepare_worker({})
+        size = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
+        resource.setrlimit(resource.RLIMIT_AS, (size, resource.RLIM_INFINITY))
+        os.kill(os.getpid(), signal.SIGSEGV)
+
+    with ray_session(RayConfig()):
+        dying = ray.remote(max_retries=0)(die).remote()
+        with pytest.raises(ray.exceptions.WorkerCrashedError):
+            ray.get(dying, timeout=60)
