@@ -7,13 +7,14 @@ Legend: N cells, K candidate operations, W widths, L layers.
 """
 
 import math
+from collections.abc import Container
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 
 from search_space.estimators import OUT_OF_CHOICE, Estimator, Selection, gumbel_straight_through, select
-from search_space.space import DIRECTIONS, WIDTHS, SearchSpace
+from search_space.space import DIRECTIONS, WIDTHS, CellPosition, Pathways, SearchSpace
 
 LEVELS = ("alpha", "beta", "gamma", "delta")  # operator, resolution, width, dense connection
 _INITIAL_SPREAD = 1e-3
@@ -27,6 +28,7 @@ class Choices:
         ops: operators to run in each of the N cells.
         widths: index into `WIDTHS` of each cell's output.
         width_factors: (N, W) straight-through one-hot samples, or None where gamma gets no gradient.
+        pathways: of each cell, those that are there; none where the cell is not run.
         resolution_weights: (N, 3) weight of every direction, softmax(beta); 0 where there is none.
         dense_weights: (N, L) weight of every earlier layer, softmax(delta); 0 where there is none.
     """
@@ -34,6 +36,7 @@ class Choices:
     ops: Selection
     widths: tuple[int, ...]
     width_factors: Tensor | None
+    pathways: tuple[Pathways, ...]
     resolution_weights: Tensor
     dense_weights: Tensor
 
@@ -46,6 +49,8 @@ class ArchParameters(nn.Module):
         beta: (N, 3) resolution pathway, in the order of `DIRECTIONS`.
         gamma: (N, W) output width, in the order of `WIDTHS`.
         delta: (N, L) dense connection from layer 0 .. L - 1.
+        pathways: of each cell, those that are there; none where no pathway leads from it to the last cell. Kept beside
+            the masks, so that no step has to read them back from a device.
     """
 
     has_op: Tensor
@@ -64,11 +69,23 @@ class ArchParameters(nn.Module):
         self.beta = logits(len(DIRECTIONS))
         self.gamma = logits(len(WIDTHS))
         self.delta = logits(space.num_layers)
-        has_direction = [[d in space.directions(cell) for d in DIRECTIONS] for cell in space.cells]
-        has_layer = [[layer in space.dense_layers(cell) for layer in range(space.num_layers)] for cell in space.cells]
+        self.pathways = tuple(space.pathways(cell) for cell in space.cells)
+        has_direction = [[d in there.directions for d in DIRECTIONS] for there in self.pathways]
+        has_layer = [[layer in there.layers for layer in range(space.num_layers)] for there in self.pathways]
         self.register_buffer("has_op", torch.ones_like(self.alpha, dtype=torch.bool), persistent=False)
         self.register_buffer("has_direction", torch.tensor(has_direction), persistent=False)
         self.register_buffer("has_layer", torch.tensor(has_layer), persistent=False)
+
+    def cut_off(self, cells: Container[CellPosition]) -> None:
+        """Take away the up-samplings from `cells`, and with them whatever only these led to the last cell."""
+        remaining = {}
+        for n, (cell, there) in enumerate(zip(self.space.cells, self.pathways, strict=True)):
+            remaining[cell] = there
+            if "up" in there.directions and self.space.source(cell, "up") in cells:
+                self.has_direction[n, DIRECTIONS.index("up")] = False
+                remaining[cell] = Pathways(tuple(d for d in there.directions if d != "up"), there.layers)
+        reached = self.space.reached(remaining)
+        self.pathways = tuple(there if cell in reached else Pathways() for cell, there in remaining.items())
 
     def probabilities(self) -> dict[str, Tensor]:
         """Return the softmax of every level, keyed alpha, beta, gamma, delta; 0 at pathways that do not exist."""
@@ -128,6 +145,7 @@ class ArchParameters(nn.Module):
                 ops=Selection(active=ops.active, factors=factors),
                 widths=widths,
                 width_factors=None,
+                pathways=self.pathways,
                 resolution_weights=p["beta"].detach(),
                 dense_weights=p["delta"].detach(),
             )
@@ -135,6 +153,7 @@ class ArchParameters(nn.Module):
             ops=ops,
             widths=widths,
             width_factors=width_factors,
+            pathways=self.pathways,
             resolution_weights=p["beta"],
             dense_weights=p["delta"],
         )

@@ -12,7 +12,7 @@ from torch import Tensor
 from search_space.arch_parameters import ArchParameters, Choices
 from search_space.estimators import Selection, gumbel_noise
 from search_space.genotype import CellGenotype, PartGenotype, keep_reachable
-from search_space.space import DIRECTIONS, WIDTHS, CellPosition, SearchSpace
+from search_space.space import DIRECTIONS, WIDTHS, CellPosition, Pathways, SearchSpace
 
 DEFAULT_THRESHOLD = 0.5
 
@@ -113,25 +113,29 @@ def redraw(
 def choices_of(part: PartGenotype, space: SearchSpace) -> Choices:
     """Return the choices that make a supernet of `space` compute `part`.
 
-    Cells that the part lacks get the first operator and the width that their reader expects; nothing reads the rest.
+    Cells that the part lacks get no operator and no pathways, so they are not run; their widths are those that their
+    readers expect.
 
     Raises:
         ValueError: the part uses an operator that the space lacks.
     """
     by_position = {cell.position: cell for cell in part.cells}
     wanted = {space.input_width_source(cell.position): cell.in_width for cell in part.cells}
-    ops, widths = [], []
+    ops: list[tuple[int, ...]] = []
+    widths, pathways = [], []
     resolution_weights = torch.zeros(len(space.cells), len(DIRECTIONS))
     dense_weights = torch.zeros(len(space.cells), space.num_layers)
     for n, position in enumerate(space.cells):
         cell = by_position.get(position)
         if cell is None:
-            ops.append((0,))
+            ops.append(())
+            pathways.append(Pathways())
             widths.append(WIDTHS.index(wanted.get(position, WIDTHS[0])))
             continue
         if cell.op not in space.candidate_ops:
             raise ValueError(f"operator {cell.op!r} of cell {tuple(position)} is not in the space")
         ops.append((space.candidate_ops.index(cell.op),))
+        pathways.append(cell.pathways)
         widths.append(WIDTHS.index(cell.out_width))
         for direction, weight in cell.resolution_pathways:
             resolution_weights[n, DIRECTIONS.index(direction)] = weight
@@ -141,6 +145,7 @@ def choices_of(part: PartGenotype, space: SearchSpace) -> Choices:
         ops=Selection(active=tuple(ops), factors=None),
         widths=tuple(widths),
         width_factors=None,
+        pathways=tuple(pathways),
         resolution_weights=resolution_weights,
         dense_weights=dense_weights,
     )

@@ -210,9 +210,7 @@ def restrict_to_budget(arch: ArchParameters, costs: CostModel, budget: float) ->
     is_cut_off = ~fits.any(dim=1)
     fits |= is_cut_off[:, None] & (cheapest == cheapest.amin(dim=1, keepdim=True))
     arch.has_op.copy_(fits)
-    for n, cell in enumerate(space.cells):
-        if "up" in space.directions(cell) and is_cut_off[space.cells.index(space.source(cell, "up"))]:
-            arch.has_direction[n, DIRECTIONS.index("up")] = False
+    arch.cut_off([cell for cell, is_out in zip(space.cells, is_cut_off.tolist(), strict=True) if is_out])
     return int((~fits).sum())
 
 

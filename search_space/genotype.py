@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from ops.files import write_atomically
-from search_space.space import WIDTHS, CellPosition, Direction, SearchSpace
+from search_space.space import WIDTHS, CellPosition, Direction, Pathways, SearchSpace
 
 SCHEMA_VERSION = 1
 NUM_PARTS = 3
@@ -38,6 +38,14 @@ class CellGenotype:
     out_width: int
     resolution_pathways: tuple[tuple[Direction, float], ...]
     dense_pathways: tuple[tuple[int, float], ...]
+
+    @property
+    def pathways(self) -> Pathways:
+        """The kept pathways without their weights."""
+        return Pathways(
+            tuple(direction for direction, _ in self.resolution_pathways),
+            tuple(layer for layer, _ in self.dense_pathways),
+        )
 
     def structure(self) -> list[Any]:
         """Return what the id depends on: everything but the weights, which are only initial values of training."""
@@ -261,32 +269,18 @@ def _validate_part(part: PartGenotype, space: SearchSpace) -> None:
         if len(set(layers)) != len(layers) or not set(layers) <= set(space.dense_layers(cell.position)):
             raise ValueError(f"{where}: `dense_pathways` must be distinct ones of "
                              f"{space.dense_layers(cell.position)}, got {layers}")  # fmt: skip
-        for source in cell_sources(cell, space):
+        for source in space.sources(cell.position, cell.pathways):
             if source != (0, 0) and source not in cells:
                 raise ValueError(f"{where}: its source {tuple(source)} is missing")
 
 
-def cell_sources(cell: CellGenotype, space: SearchSpace) -> list[CellPosition]:
-    """Return every feature that `cell` reads, x_{s,m} of an up-sampling included."""
-    position = cell.position
-    sources = [space.source(position, direction) for direction, _ in cell.resolution_pathways]
-    sources += [CellPosition(position.resolution, layer) for layer, _ in cell.dense_pathways]
-    if any(direction == "up" for direction, _ in cell.resolution_pathways):
-        sources.append(space.opened_from(position))
-    return sources
-
-
 def keep_reachable(cells: list[CellGenotype], space: SearchSpace) -> PartGenotype:
-    """Drop the cells that the last cell does not need: backward breadth-first search over kept pathways.
+    """Drop the cells that the last cell does not need, walking backward over kept pathways.
 
     Args:
         cells: one record for every cell of the grid.
         space: the grid.
     """
     by_position = {cell.position: cell for cell in cells}
-    reached, frontier = {space.last_cell}, [space.last_cell]
-    while frontier:
-        sources = {s for position in frontier for s in cell_sources(by_position[position], space)}
-        frontier = [s for s in sources if s != (0, 0) and s not in reached]
-        reached.update(frontier)
+    reached = space.reached({cell.position: cell.pathways for cell in cells})
     return PartGenotype(cells=tuple(by_position[position] for position in space.cells if position in reached))

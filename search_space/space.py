@@ -9,6 +9,7 @@ of resolution 0 is the output of the stem.
 """
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Literal, NamedTuple
@@ -34,6 +35,13 @@ class CellPosition(NamedTuple):
 
     resolution: int
     layer: int
+
+
+class Pathways(NamedTuple):
+    """What a cell reads: directions of Eq. (1) and earlier layers of Eq. (2); a cell without directions is not run."""
+
+    directions: tuple[Direction, ...] = ()
+    layers: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -106,6 +114,26 @@ class SearchSpace:
         """Return the earlier layers with a feature of the resolution of `cell` (Eq. 2)."""
         resolution = cell.resolution
         return tuple(layer for layer in range(cell.layer) if self.has_feature(CellPosition(resolution, layer)))
+
+    def pathways(self, cell: CellPosition) -> Pathways:
+        """Return all that `cell` can read."""
+        return Pathways(self.directions(cell), self.dense_layers(cell))
+
+    def sources(self, cell: CellPosition, pathways: Pathways) -> list[CellPosition]:
+        """Return every feature that `cell` reads over `pathways`, x_{s,m} of an up-sampling included."""
+        sources = [self.source(cell, direction) for direction in pathways.directions]
+        sources += [CellPosition(cell.resolution, layer) for layer in pathways.layers]
+        if "up" in pathways.directions:
+            sources.append(self.opened_from(cell))
+        return sources
+
+    def reached(self, pathways: Mapping[CellPosition, Pathways]) -> set[CellPosition]:
+        """Return what the last cell needs over the `pathways` of every cell: itself, cells, perhaps the stem."""
+        reached = {self.last_cell}
+        for cell in reversed(self.cells):  # a cell's readers come after it
+            if cell in reached:
+                reached.update(self.sources(cell, pathways[cell]))
+        return reached
 
     def opened_from(self, cell: CellPosition) -> CellPosition:
         """Return x_{s,m} of Eq. (1): the cell from which the branch coarser than `cell` was opened."""

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from ops import OpSpec, create_op
 from search_space.arch_parameters import ArchParameters, Choices
 from search_space.part import PartFrame, mix
-from search_space.space import DIRECTIONS, WIDTHS, CellPosition, SearchSpace
+from search_space.space import DIRECTIONS, WIDTHS, CellPosition, Pathways, SearchSpace
 
 
 def cell_key(cell: CellPosition) -> str:
@@ -38,38 +38,47 @@ class MixedCell(nn.Module):
         self.up = create("up") if "up" in directions else None
         self.down = create("down") if "down" in directions else None
 
-    def gather(self, features: dict[CellPosition, Tensor], resolution: Tensor, dense: Tensor) -> Tensor:
+    def gather(
+        self,
+        features: dict[CellPosition, Tensor],
+        channels: int,
+        pathways: Pathways,
+        resolution: Tensor,
+        dense: Tensor,
+    ) -> Tensor:
         """Return the cell's input: O_RES (Eq. 1) and O_CONN (Eq. 2), averaged where both exist.
 
         The paper leaves open how the two combine. A plain sum doubles the scale at every layer, 64 times over a part;
         the average keeps it.
 
         Args:
-            features: outputs of earlier cells.
+            features: outputs of earlier cells, (B, any, H, W) each.
+            channels: width of the result.
+            pathways: the ones that are there; nothing else is read or resampled.
             resolution: (3,) weights in the order of `DIRECTIONS`.
             dense: (L,) weights.
+
+        Returns:
+            (B, channels, H, W).
         """
         space, cell = self.space, self.cell
-        channels = features[space.input_width_source(cell)].shape[1]
-        layers = space.dense_layers(cell)
-        share = 0.5 if layers else 1.0
+        share = 0.5 if pathways.layers else 1.0
         by_layer, by_direction = (share * dense).unbind(), (share * resolution).unbind()
-        weights: dict[str | int, Tensor | float] = {layer: by_layer[layer] for layer in layers}
-        sources: dict[str | int, Tensor] = {}
-        for direction, weight in zip(DIRECTIONS, by_direction, strict=True):
-            if direction not in space.directions(cell):
-                continue
-            source = space.source(cell, direction)
+        resampled: list[Tensor] = []
+        weights: list[Tensor] = []
+        own = {layer: by_layer[layer] for layer in pathways.layers}  # the one before, kept twice, counts once
+        for direction in pathways.directions:
+            source, weight = space.source(cell, direction), by_direction[DIRECTIONS.index(direction)]
             if direction == "same":
-                weights[source.layer] = weights[source.layer] + weight
+                own[source.layer] = own[source.layer] + weight if source.layer in own else weight
                 continue
-            weights[direction] = weight
+            weights.append(weight)
             if self.up is not None and direction == "up":
-                sources[direction] = self.up(features[source], features[space.opened_from(cell)], channels)
+                resampled.append(self.up(features[source], features[space.opened_from(cell)], channels))
             elif self.down is not None:
-                sources[direction] = self.down(features[source], channels)
-        sources |= {layer: features[CellPosition(cell.resolution, layer)] for layer in layers}
-        return mix(list(sources.values()), [weights[key] for key in sources], channels)
+                resampled.append(self.down(features[source], channels))
+        same = [features[CellPosition(cell.resolution, layer)] for layer in own]
+        return mix(resampled + same, [*weights, *own.values()], channels)
 
     def forward(
         self,
@@ -124,7 +133,7 @@ class PartSupernet(PartFrame):
 
         Args:
             x: (B, 3, H, W) noisy image for part 0, (B, C, H, W) features for parts 1 and 2.
-            choices: operators, widths and pathway weights of every cell.
+            choices: operators, widths, pathways and their weights in every cell; a cell without pathways is not run.
 
         Returns:
             (B, C, H, W) features, or the (B, 3, H, W) residual image for part 2.
@@ -135,11 +144,18 @@ class PartSupernet(PartFrame):
         resolution_weights, dense_weights = choices.resolution_weights.unbind(), choices.dense_weights.unbind()
         op_factors = None if choices.ops.factors is None else choices.ops.factors.unbind()
         width_factors = None if choices.width_factors is None else (choices.width_factors @ self.width_masks).unbind()
+        channels = {CellPosition(0, 0): self.space.num_channels} | {
+            cell: self.space.channels(WIDTHS[index])
+            for cell, index in zip(self.space.cells, choices.widths, strict=True)
+        }
         for n, cell in enumerate(self.space.cells):
+            pathways = choices.pathways[n]
+            if not pathways.directions:
+                continue
             mixed = self.cells[cell_key(cell)]
             assert isinstance(mixed, MixedCell)
-            gathered = mixed.gather(features, resolution_weights[n], dense_weights[n])
-            out_channels = self.space.channels(WIDTHS[choices.widths[n]])
+            in_channels, out_channels = channels[self.space.input_width_source(cell)], channels[cell]
+            gathered = mixed.gather(features, in_channels, pathways, resolution_weights[n], dense_weights[n])
             channel_factors = None
             if width_factors is not None:
                 # One run serves all z_k: channel c counts sum over k of z_k [c < width_k], which is 1 in the forward

@@ -87,7 +87,9 @@ def operator_outputs(supernet: PartSupernet, x: Tensor, path: Sequence[int]) -> 
     for n, (cell, chosen) in enumerate(zip(space.cells, path, strict=True)):
         mixed = supernet.cells[cell_key(cell)]
         assert isinstance(mixed, MixedCell)
-        gathered = mixed.gather(features, uniform["beta"][n], uniform["delta"][n])
+        gathered = mixed.gather(
+            features, space.num_channels, space.pathways(cell), uniform["beta"][n], uniform["delta"][n]
+        )
         outputs.append({name: mixed.ops[name](gathered, space.num_channels) for name in space.candidate_ops})
         features[cell] = outputs[-1][space.candidate_ops[chosen]]
     return outputs

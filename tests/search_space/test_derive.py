@@ -17,7 +17,7 @@ from search_space import (
     derive_probabilities,
 )
 from search_space.derive import keep_pathways
-from search_space.genotype import cell_sources, keep_reachable
+from search_space.genotype import keep_reachable
 
 Position = tuple[int, int]
 
@@ -131,7 +131,7 @@ def test_what_an_up_sampling_fuses_with_is_kept(
     part = derive(make_arch(space, seed=seed))
     for cell in part.cells:
         if any(direction == "up" for direction, _ in cell.resolution_pathways):
-            assert space.opened_from(cell.position) in cell_sources(cell, space)
+            assert space.opened_from(cell.position) in space.sources(cell.position, cell.pathways)
             assert tuple(space.opened_from(cell.position)) in positions(part)
 
 
@@ -168,6 +168,7 @@ def test_choices_of_a_part_derive_the_part_again(
     for cell in part.cells:
         n = space.cells.index(cell.position)
         assert choices.ops.active[n] == (space.candidate_ops.index(cell.op),)
+        assert choices.pathways[n] == cell.pathways
         assert WIDTHS[choices.widths[n]] == cell.out_width
         assert choices.resolution_weights[n].sum().item() == pytest.approx(1)
         for direction, weight in cell.resolution_pathways:
@@ -177,6 +178,9 @@ def test_choices_of_a_part_derive_the_part_again(
         source = space.input_width_source(cell.position)
         width = 8 if source == (0, 0) else WIDTHS[choices.widths[space.cells.index(source)]]
         assert width == cell.in_width
+    for n, position in enumerate(space.cells):
+        if tuple(position) not in positions(part):
+            assert choices.ops.active[n] == choices.pathways[n].directions == choices.pathways[n].layers == ()
 
 
 def test_choices_need_the_operators_in_the_space(genotype: Genotype) -> None:

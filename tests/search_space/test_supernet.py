@@ -1,4 +1,5 @@
 from collections.abc import Callable
+from dataclasses import replace
 
 import pytest
 import torch
@@ -12,6 +13,7 @@ from search_space import (
     ArchParameters,
     Choices,
     Genotype,
+    PartGenotype,
     PartNetwork,
     PartSupernet,
     SearchSpace,
@@ -96,6 +98,50 @@ def test_operators_that_were_not_sampled_get_no_gradient(supernet: PartSupernet,
         sampled = list(mixed.ops[space.candidate_ops[choices.ops.active[n][0]]].parameters())
         assert not sampled or any(parameter.grad is not None for parameter in sampled)
     assert all(logits.grad is None for logits in supernet.arch.parameters())
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_what_a_part_lacks_gets_no_gradient(
+    supernet: PartSupernet, space: SearchSpace, make_arch: MakeArch, seed: int
+) -> None:
+    part = derive(make_arch(space, seed=seed))
+    supernet(make_input(1, 16), choices_of(part, space)).square().mean().backward()
+    cells = {cell.position: cell for cell in part.cells}
+    assert len(cells) < len(space.cells)
+    for position in space.cells:
+        used = set()
+        if position in cells:
+            used = {cells[position].op} | set(cells[position].pathways.directions)
+        mixed = supernet.cells[cell_key(position)]
+        for name, module in [*mixed.ops.items(), ("up", mixed.up), ("down", mixed.down)]:
+            gradients = [] if module is None else [parameter.grad for parameter in module.parameters()]
+            assert all(gradient is None for gradient in gradients) or name in used, f"{cell_key(position)} {name}"
+            assert not gradients or any(gradient is not None for gradient in gradients) or name not in used
+
+
+def test_cells_that_are_cut_off_are_not_run(supernet: PartSupernet, space: SearchSpace) -> None:
+    everything = supernet.arch.pathways
+    supernet.arch.cut_off([cell for cell in space.cells if cell.resolution == 1])
+    choices = sample(supernet, with_gradient=False)
+    x = make_input(1, 16)
+    output = supernet(x, choices)
+    output.square().mean().backward()
+    touched = {name.split(".")[0] for name, p in supernet.cells.named_parameters() if p.grad is not None}
+    assert touched and all(key.startswith("r0") for key in touched)
+    with torch.no_grad():  # run, they count 0
+        torch.testing.assert_close(supernet(x, replace(choices, pathways=everything)), output)
+
+
+def test_a_part_without_dense_pathways_equals_its_supernet(
+    supernet: PartSupernet, space: SearchSpace, make_arch: MakeArch
+) -> None:
+    part = derive(make_arch(space))
+    part = PartGenotype(cells=tuple(replace(cell, dense_pathways=()) for cell in part.cells))
+    network = PartNetwork(1, part, space)
+    inherit_weights(network, supernet)
+    x = make_input(1, 16)
+    with torch.no_grad():
+        torch.testing.assert_close(network(x), supernet(x, choices_of(part, space)), rtol=1e-5, atol=1e-5)
 
 
 @pytest.mark.parametrize("estimator", ESTIMATORS)

@@ -37,7 +37,8 @@ def test_all_operators_see_the_same_input_and_the_path_goes_on(supernet: PartSup
         uniform = supernet.arch.uniform_probabilities()
         choices = Choices(
             ops=Selection(active=tuple((index,) for index in path), factors=None), widths=(0,) * len(path),
-            width_factors=None, resolution_weights=uniform["beta"], dense_weights=uniform["delta"],
+            width_factors=None, pathways=supernet.arch.pathways,
+            resolution_weights=uniform["beta"], dense_weights=uniform["delta"],
         )  # fmt: skip
         whole = supernet(x, choices)
         again = operator_outputs(supernet, x, [0, 0, 1, 1])
