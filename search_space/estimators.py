@@ -46,7 +46,8 @@ def select(
             forward pass), `sampled` (Eqs. 5, 8: only the sampled one runs).
         temperature: lambda_tem of Eq. (6), used by `gumbel`.
         generator: source of randomness.
-        with_gradient: False in weight steps, where samples need no factor.
+        with_gradient: False in weight steps: samples need no factor, and `gumbel` runs only the sampled one, which
+            counts 1 where the others count 0.
 
     Raises:
         ValueError: unknown estimator.
@@ -56,6 +57,8 @@ def select(
         return Selection(active=_everything(logits), factors=logits.softmax(dim=-1))  # Eq. (3)
     if estimator == "gumbel":
         factors = gumbel_straight_through(logits, temperature=temperature, generator=generator)
+        if not with_gradient:
+            return Selection(active=tuple((index,) for index in factors.argmax(dim=-1).tolist()), factors=None)
         return Selection(active=_everything(logits), factors=factors)
     if estimator != "sampled":
         raise ValueError(f"`estimator` must be one of {', '.join(ESTIMATORS)}, got {estimator!r}")

@@ -115,6 +115,15 @@ def test_samples_have_no_factors_where_no_gradient_is_asked_for(logits: Tensor) 
     assert choose(logits, "sampled", with_gradient=False).active == choose(logits, "sampled").active
 
 
+def test_gumbel_runs_only_the_sampled_candidate_where_no_gradient_is_asked_for(logits: Tensor) -> None:
+    many = logits.detach().expand(50, -1)
+    selection = choose(many, "gumbel", with_gradient=False)
+    assert selection.factors is None
+    sampled = choose(many, "gumbel").factors.argmax(dim=-1).tolist()  # the same draw
+    assert selection.active == tuple((index,) for index in sampled)
+    assert len(set(sampled)) > 1
+
+
 @pytest.mark.parametrize("estimator", ESTIMATORS)
 def test_equal_seeds_give_equal_choices(logits: Tensor, estimator: str) -> None:
     many = logits.detach().expand(20, -1)
