@@ -1,7 +1,9 @@
 import copy
+from collections.abc import Callable
 
 import pytest
 import torch
+from torch import nn
 
 from search_space import (
     CellGenotype,
@@ -131,8 +133,11 @@ def test_features_are_the_outputs_of_the_parts(genotype: Genotype) -> None:
     assert [tuple(feature.shape) for feature in features] == [(2, 16, 13, 10), (2, 16, 13, 10), (2, 3, 13, 10)]
 
 
-def test_images_of_a_batch_do_not_influence_each_other(genotype: Genotype) -> None:
+def test_images_of_a_batch_do_not_influence_each_other(
+    genotype: Genotype, randomise_weights: Callable[[nn.Module, int], None]
+) -> None:
     network = build_network(genotype)
+    randomise_weights(network, 0)
     noisy = torch.rand(3, 3, 16, 16, generator=torch.Generator().manual_seed(0))
     with torch.no_grad():
         torch.testing.assert_close(network(noisy)[1:2], network(noisy[1:2]), rtol=1e-4, atol=1e-5)
