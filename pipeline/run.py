@@ -359,6 +359,7 @@ def open_run(
                          "that asks for none on a machine without one")  # fmt: skip
     check_device(config.latency.device, name="latency.device")
     prior = load_prior(config.prior.weights, device=_own_device(config))
+    _check_patch_sizes(config, prior)
     space = SearchSpace(
         num_channels=prior.num_channels,
         num_resolutions=config.space.num_resolutions,
@@ -372,6 +373,19 @@ def open_run(
         config=config, folder=Path(config.output), space=space, prior=prior, training_images=training,
         validation_images=validation, progress=progress, log=log,
     )  # fmt: skip
+
+
+def _check_patch_sizes(config: Config, prior: Prior) -> None:
+    """Refuse patches that the parts of the prior do not take."""
+    sizes = {"search.patch_size": config.search.patch_size}
+    if config.retrain.distill_share > 0:
+        sizes["retrain.patch_size"] = config.retrain.patch_size
+    for name, size in sizes.items():
+        if size % prior.size_multiple:
+            raise ValueError(
+                f"`{name}` must be a multiple of {prior.size_multiple} for the parts of the prior "
+                f"{config.prior.weights}, got {size}"
+            )
 
 
 def _load_both(config: Config, progress: Progress) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:

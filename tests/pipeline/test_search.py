@@ -8,6 +8,7 @@ import pytest
 from ops import OpSpec
 from pipeline.config import Config, load_config
 from pipeline.data.images import write_image
+from pipeline.priors import NAFNet, save_prior
 from pipeline.run import open_run
 from pipeline.search_inputs import cost_models, features_megabytes, part_targets, prepare_inputs, search_key, space_of
 from search_space import SearchSpace
@@ -66,6 +67,17 @@ def test_the_head_of_a_cluster_needs_no_gpu(tmp_path: Path, monkeypatch: pytest.
     monkeypatch.delenv("RAY_ADDRESS", raising=False)
     with pytest.raises(ValueError, match="`device` is cuda, but torch sees no CUDA device"):
         open_run(load_config("tiny", on_gpus))
+
+
+@pytest.mark.parametrize("name", ["search", "retrain"])
+def test_patches_that_the_prior_cannot_take_are_refused_before_any_work(tmp_path: Path, name: str) -> None:
+    deep = NAFNet(num_channels=16, encoder_blocks=(1,) * 4, middle_blocks=1, decoder_blocks=(1,) * 4)
+    save_prior(deep, tmp_path / "deep.safetensors")
+    settings = [f"prior.weights={tmp_path}/deep.safetensors", f"output={tmp_path}/run", f"{name}.patch_size=20"]
+    with pytest.raises(ValueError, match=rf"`{name}.patch_size` must be a multiple of 16 for .*deep.* got 20"):
+        open_run(load_config("tiny", [*settings, "retrain.distill_share=0.5"]))
+    if name == "retrain":
+        open_run(load_config("tiny", [*settings, "retrain.distill_share=0"]))  # the prior sees no patch of these
 
 
 def test_images_too_small_to_be_divided_are_named_before_any_work(tmp_path: Path) -> None:
