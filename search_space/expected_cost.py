@@ -98,6 +98,10 @@ class CostModel:
         self._source_index = torch.tensor(  # (N, 3); any where there is no pathway: it costs nothing
             [[index(space.source(cell, direction)) for direction in DIRECTIONS] for cell in cells]
         )
+        # The first cell of a resolution is as wide as what it is down-sampled from: one choice of a width, not two.
+        is_input = self._source_index == self._input_index[:, None]  # (N, 3)
+        of_one_width = self.resample_costs.diagonal(dim1=-2, dim2=-1)[..., None]  # (N, 3, W, 1)
+        self.resample_costs = torch.where(is_input[..., None, None], of_one_width, self.resample_costs)
         before = torch.tensor([cell.layer - 1 if space.dense_layers(cell) else -1 for cell in cells])
         self._is_layer_before = (before[:, None] == torch.arange(space.num_layers)).float()  # (N, L)
 

@@ -1,3 +1,5 @@
+import itertools
+import math
 import zlib
 from collections.abc import Callable
 from dataclasses import replace
@@ -7,11 +9,14 @@ import torch
 
 from ops import OpSpec
 from search_space import (
+    DIRECTIONS,
     LEVEL_WEIGHTS,
+    WIDTHS,
     ArchParameters,
     CellPosition,
     CostModel,
     Genotype,
+    PartGenotype,
     SearchSpace,
     derive,
     genotype_macs,
@@ -119,34 +124,31 @@ def test_a_part_of_one_cell_by_hand(make_arch: MakeArch) -> None:
     assert model(space).expected(arch).total.item() == pytest.approx(expected, rel=1e-5)
 
 
-def test_the_expected_total_is_the_mean_over_sampled_choices(tiny_space: SearchSpace, make_arch: MakeArch) -> None:
-    """Reach probabilities treat pathways as independent; where only operators and widths vary, that is exact."""
-    tiny_space = replace(tiny_space, candidate_ops=("conv_d1", "conv_r"))  # skip cells are folded
-    arch = make_arch(tiny_space, seed=2)
+def test_the_expected_total_is_the_mean_over_all_widths(tiny_space: SearchSpace, make_arch: MakeArch) -> None:
+    """Reach probabilities treat pathways as independent; where only widths vary, all is exact."""
+    space = replace(tiny_space, candidate_ops=("conv_d1",))
+    arch = make_arch(space, seed=2)
     with torch.no_grad():
         arch.beta.mul_(DECIDED)
         arch.delta.mul_(DECIDED)
-    total = model(tiny_space).expected(arch).total.item()
-    p = arch.probabilities()
-    generator = torch.Generator().manual_seed(0)
-    num_samples = 150
-    ops, widths = (
-        torch.stack([torch.multinomial(row, num_samples, replacement=True, generator=generator) for row in p[name]])
-        for name in ("alpha", "gamma")
-    )  # (N, samples)
-    sampled = make_arch(tiny_space)
-    costs = []
-    for i in range(num_samples):
-        with torch.no_grad():
-            sampled.alpha.copy_(torch.nn.functional.one_hot(ops[:, i], 2))
-            sampled.gamma.copy_(torch.nn.functional.one_hot(widths[:, i], 5))
-            sampled.beta.copy_(arch.beta)
-            sampled.delta.copy_(arch.delta)
-        specs = part_op_specs(1, derive(sampled), tiny_space, height=32, width=48)
-        costs.append(sum(map(any_price, specs)))
-    costs_tensor = torch.tensor(costs)
-    standard_error = costs_tensor.std().item() / num_samples**0.5
-    assert total == pytest.approx(costs_tensor.mean().item(), abs=4 * standard_error)
+        arch.beta[space.cells.index(space.last_cell), DIRECTIONS.index("up")] = 1e9
+        arch.delta[space.cells.index(space.last_cell), 1] = 1e9
+    part = derive(arch)
+    assert [tuple(cell.position) for cell in part.cells] == [(0, 1), (1, 2), (0, 3)]
+    p = arch.probabilities()["gamma"].tolist()
+    mean = 0.0
+    for widths in itertools.product(range(len(WIDTHS)), repeat=len(space.cells)):  # (0, 2) makes the last input's
+        out_widths = {cell: WIDTHS[width] for cell, width in zip(space.cells, widths, strict=True)}
+        cells = tuple(
+            replace(
+                cell, out_width=out_widths[cell.position],
+                in_width=out_widths.get(space.input_width_source(cell.position), WIDTHS[0]),
+            )
+            for cell in part.cells
+        )  # fmt: skip
+        specs = part_op_specs(1, PartGenotype(cells=cells), space, height=32, width=48)
+        mean += math.prod(p[n][width] for n, width in enumerate(widths)) * sum(map(any_price, specs))
+    assert model(space).expected(arch).total.item() == pytest.approx(mean, rel=1e-6)
 
 
 def test_gradients_push_towards_what_is_cheap(space: SearchSpace, make_arch: MakeArch) -> None:
