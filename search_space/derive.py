@@ -117,10 +117,15 @@ def choices_of(part: PartGenotype, space: SearchSpace) -> Choices:
     readers expect.
 
     Raises:
-        ValueError: the part uses an operator that the space lacks.
+        ValueError: the part uses an operator that the space lacks, or a cell expects another width than its source has.
     """
     by_position = {cell.position: cell for cell in part.cells}
-    wanted = {space.input_width_source(cell.position): cell.in_width for cell in part.cells}
+    out_widths = {CellPosition(0, 0): WIDTHS[0]} | {cell.position: cell.out_width for cell in part.cells}
+    for reader in part.cells:
+        source = space.input_width_source(reader.position)
+        if out_widths.setdefault(source, reader.in_width) != reader.in_width:
+            raise ValueError(f"the `in_width` of cell {tuple(reader.position)} must be the width {out_widths[source]} "
+                             f"of cell {tuple(source)}, got {reader.in_width}")  # fmt: skip
     ops: list[tuple[int, ...]] = []
     widths, pathways = [], []
     resolution_weights = torch.zeros(len(space.cells), len(DIRECTIONS))
@@ -130,7 +135,7 @@ def choices_of(part: PartGenotype, space: SearchSpace) -> Choices:
         if cell is None:
             ops.append(())
             pathways.append(Pathways())
-            widths.append(WIDTHS.index(wanted.get(position, WIDTHS[0])))
+            widths.append(WIDTHS.index(out_widths.get(position, WIDTHS[0])))
             continue
         if cell.op not in space.candidate_ops:
             raise ValueError(f"operator {cell.op!r} of cell {tuple(position)} is not in the space")

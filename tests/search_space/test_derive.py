@@ -1,4 +1,6 @@
+import re
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -187,6 +189,19 @@ def test_choices_need_the_operators_in_the_space(genotype: Genotype) -> None:
     space = SearchSpace(num_channels=16, candidate_ops=("conv_d1",))
     with pytest.raises(ValueError, match="operator '.*' of cell .* is not in the space"):
         choices_of(genotype.parts[0], space)
+
+
+def test_choices_need_inputs_as_wide_as_their_sources(genotype: Genotype, space: SearchSpace) -> None:
+    for part in genotype.parts:
+        for index, cell in enumerate(part.cells):
+            wrong = replace(cell, in_width=WIDTHS[WIDTHS.index(cell.in_width) - 1])
+            source = space.input_width_source(cell.position)
+            if tuple(source) not in [(0, 0), *positions(part)]:
+                continue  # of a cell that the part lacks: it may have any width
+            cells = (*part.cells[:index], wrong, *part.cells[index + 1 :])
+            name = re.escape(str(tuple(cell.position)))
+            with pytest.raises(ValueError, match=rf"`in_width` of cell {name} must be the width \d of cell"):
+                choices_of(PartGenotype(cells=cells), space)
 
 
 def test_stored_probabilities_derive_the_same_part(tiny_space: SearchSpace) -> None:
