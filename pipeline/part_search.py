@@ -98,7 +98,8 @@ def search_part(
         costs: what the complexity regulariser counts.
         config: numbers of the search.
         target_cost: budget of this part in the unit of `costs`; only cost above it is penalised.
-        random_levels: decided at random in place of searched, see `randomise_levels`; not all four.
+        random_levels: decided at random in place of searched, see `randomise_levels`; not all four, and without what
+            decides anew: a budget, or candidates (`config.derive_samples`).
         seed: of initial weights, samples and batches; the part's index is mixed in.
         device: where to compute.
         initial_weights: of a trained supernet of the same part, with the same operators or more; random by default.
@@ -109,9 +110,13 @@ def search_part(
         Every epoch, when a search goes on also those before; then the result, as the last item.
 
     Raises:
-        ValueError: the checkpoint was made with other settings.
+        ValueError: the checkpoint was made with other settings, or `random_levels` would not be held.
         FloatingPointError: more than `max_bad_steps` steps had no finite loss, or an epoch none with one.
     """
+    if random_levels and (target_cost is not None or config.derive_samples > 0):
+        raise ValueError(
+            "`random_levels` need a search without `search.target_ms` and `search.derive_samples`, which decide anew"
+        )
     supernet, generator = new_supernet(part_index, space, seed)
     if initial_weights is not None:
         load_supernet(supernet, initial_weights)

@@ -274,8 +274,14 @@ def test_live_features_serve_a_search(run: Searcher, config: SearchConfig, quick
     from pipeline.data.part_data import LiveFeatures
 
     data = LiveFeatures(quick_prior, {"weights": source, "architecture": source}, 2)
-    result = result_of(search_part(2, run.space, data, run.costs(part_index=2), config, seed=0, device=CPU))
-    assert isinstance(next(iter(result.weights.values())), Tensor)
+    rows, num_before = Rows(), quick_prior.num_calls
+    search = search_part(2, run.space, data, run.costs(part_index=2), config, seed=0, device=CPU)
+    result = result_of(search, log=rows)
+    assert quick_prior.num_calls - num_before == 3 * (
+        3 * 6 + 3 * 4
+    )  # three parts in every weight and architecture step
+    assert rows[-1][1]["l_dp_weights"] < rows[0][1]["l_dp_weights"]
+    PartNetwork(2, result.part, run.space).load_state_dict(result.weights)
 
 
 def test_levels_at_random_are_held_while_the_others_are_searched(run: Searcher, config: SearchConfig) -> None:
@@ -290,6 +296,13 @@ def test_levels_at_random_are_held_while_the_others_are_searched(run: Searcher, 
     assert all(cell.op == by_position[cell.position] for cell in first.part.cells)
     other = run(decided, random_levels=["alpha"], seed=1)
     assert other.probabilities["alpha"] != first.probabilities["alpha"]
+
+
+def test_levels_at_random_are_refused_where_they_would_not_be_held(run: Searcher, config: SearchConfig) -> None:
+    with pytest.raises(ValueError, match=r"`random_levels` need a search without `search.target_ms` and"):
+        run(config, random_levels=["alpha"], target_cost=1e6)
+    with pytest.raises(ValueError, match=r"`random_levels` need a search without `search.target_ms` and"):
+        run(replace(config, derive_samples=4), random_levels=["beta"])
 
 
 @pytest.mark.parametrize("estimator", ESTIMATORS)
