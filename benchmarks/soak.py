@@ -89,7 +89,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as temporary:
         config = load_config("tiny", [f"output={temporary}/collection", *SETTINGS])
         run = open_run(config)
-        with claimed(run):
+        with claimed(run, "collection"):
             tracking = CollectionTracking(run.folder, config.tracking_uri, config)
             with tracking.sender() as sender, ray_session(config.ray):
 

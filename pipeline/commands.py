@@ -57,7 +57,7 @@ def _read_summary(path: Path) -> dict[str, Any]:
 
 def latency_build_command(options: argparse.Namespace, console: Console) -> None:
     """Price every operator of the search space on this device."""
-    with _opened(_config(options), console) as run:
+    with _opened(_config(options), console, work=None) as run:
         table = run.latency_table()
     console.print(price_table(table))
     console.print(f"saved in {run.config.latency.table or run.path('latency.parquet')}", soft_wrap=True)
@@ -83,7 +83,10 @@ def derive_command(options: argparse.Namespace, console: Console) -> None:
     from pipeline import run as stages
 
     genotype = stages.derive_again(stages.open_run(_config(options)), threshold=options.threshold)
-    genotype.save(options.to)
+    target = Path(options.to)
+    if target.exists() and target.read_bytes() != genotype.to_json().encode():
+        raise ValueError(f"{target} exists already and is not this genotype; give another `--to`")
+    genotype.save(target)
     console.print(f"genotype {genotype.genotype_id} at threshold {options.threshold}: {options.to}", soft_wrap=True)
 
 
@@ -120,7 +123,7 @@ def collect_command(options: argparse.Namespace, console: Console) -> None:
     for name in ("num", "random"):
         if getattr(options, name) < 0:
             raise ValueError(f"`--{name}` must be at least 0, got {getattr(options, name)}")
-    with _opened(config, console, searches=True) as run, ExitStack() as stack:
+    with _opened(config, console, work="collection", searches=True) as run, ExitStack() as stack:
         claim_collection(run.folder, config)  # before anything is tracked
         tracking = stack.enter_context(CollectionTracking(run.folder, config.tracking_uri, config))
         sender = stack.enter_context(tracking.sender())
@@ -273,7 +276,7 @@ def baseline_train_command(options: argparse.Namespace, console: Console) -> Non
     if not options.output and not any(text.startswith("output=") for text in options.overrides):
         config = config.with_settings({"output": f"{config.output}-{options.name}"})
     with (
-        _opened(config, console) as run,
+        _opened(config, console, work="baseline") as run,
         RunTracking(run, kind="baseline", params={"baseline": options.name, "sizes": sizes}) as tracking,
     ):
         weights = train_baseline(run, options.name, sizes, log=tracking.log)
@@ -330,13 +333,13 @@ def _load_denoiser(options: argparse.Namespace) -> Any:
 
 
 @contextmanager
-def _opened(config: Config, console: Console, *, searches: bool = False) -> Iterator[Any]:
+def _opened(config: Config, console: Console, *, work: str | None = "run", searches: bool = False) -> Iterator[Any]:
     """Show progress, open the run and keep its folder from other commands."""
     from pipeline.run import claimed, open_run
 
     with ProgressReport(console) as progress:
         run = open_run(config, searches=searches, progress=progress)
-        with claimed(run):
+        with claimed(run, work):
             yield run
 
 

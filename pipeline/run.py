@@ -19,8 +19,8 @@ import numpy as np
 import torch
 
 from latency import DeviceInfo, LatencyTable, TimingRule, build_table, measure_network_ms, predict_latency_ms
-from ops.files import remove_partial_files, written_beside
-from pipeline.checkpoint import load_checkpoint, restoring, save_checkpoint, save_weights
+from ops.files import remove_partial_files, write_atomically, written_beside
+from pipeline.checkpoint import load_checkpoint, load_metadata, restoring, save_checkpoint, save_weights
 from pipeline.cluster import cluster_address, load_op_files, ray_session, read_op_files
 from pipeline.config import Config, load_config
 from pipeline.data.images import TRAINING_PHOTOGRAPHS, VALIDATION_PHOTOGRAPHS
@@ -52,6 +52,9 @@ from search_space import (
 
 Progress = Callable[[str, int, int], None]
 MetricLog = Callable[[dict[str, float], int], None]
+WORK_FILE = "work"  # what a run's folder is for: `run`, `baseline`, `collection` or `experiment`
+# What tells it where an earlier version made the folder.
+_MARKS = {"run": "summary.json"} | {work: f"{work}.json" for work in ("baseline", "collection", "experiment")}
 _MAX_PICTURES = 16  # in a comparison: the 1280 blocks of SIDD would make a picture of 450 MB
 
 
@@ -153,12 +156,19 @@ class Run:
         )
 
     def search(self, table: LatencyTable | None) -> tuple[Genotype, tuple[PartSearchResult, ...]]:
-        """Search the three parts concurrently; needs an initialised Ray. A finished search is read from disk."""
+        """Search the three parts concurrently; needs an initialised Ray. A finished search is read from disk.
+
+        Raises:
+            ValueError: the folder holds a search of other settings, or a retrained network of no search.
+        """
         from pipeline.search import search  # Ray takes a second to import
 
         key = search_key(self.config)
         if self.path("search.pt").exists():
             return self._load_search(key)
+        if self.path("model.safetensors").exists():
+            raise ValueError(f"{self.folder} holds a network that was retrained without a search; choose another "
+                             "`output`")  # fmt: skip
         costs = cost_models(self.config, self.space, None if table is None else table.__getitem__)
         inputs = self.search_inputs()
         epochs_done = [0] * NUM_PARTS
@@ -213,10 +223,17 @@ class Run:
         """Train the network of `genotype` with Ray Train; needs an initialised Ray.
 
         Raises:
-            ValueError: `retrain.start` is inherited and there are no searched weights.
+            ValueError: `retrain.start` is inherited and there are no searched weights, or the folder holds the weights
+                of another genotype.
         """
         from pipeline.retrain import retrain  # Ray Train takes seconds to import
 
+        path = self.path("model.safetensors")
+        if path.exists() and (held := load_metadata(path).get("genotype_id")) != genotype.genotype_id:
+            raise ValueError(
+                f"{self.folder} holds the retrained genotype {held}, this is {genotype.genotype_id}; choose another "
+                "`output`"
+            )
         inherited = None
         if self.config.retrain.start == "inherited":
             if parts is None:
@@ -239,7 +256,7 @@ class Run:
             log=log,
         )
         genotype.save(self.path("genotype.json"))
-        save_weights(self.path("model.safetensors"), weights, metadata={"genotype_id": genotype.genotype_id})
+        save_weights(path, weights, metadata={"genotype_id": genotype.genotype_id})
         network = build_network(genotype)
         network.load_state_dict(weights)
         return network
@@ -439,11 +456,15 @@ def locked(folder: Path) -> Iterator[None]:
 
 
 @contextmanager
-def claimed(run: Run) -> Iterator[None]:
+def claimed(run: Run, work: str | None = "run") -> Iterator[None]:
     """Keep other processes from the run's folder, and mark it as this run's.
 
+    Args:
+        run: settings and folder.
+        work: what the folder is for, see `WORK_FILE`; None: for what may be part of any work.
+
     Raises:
-        ValueError: another process works there, or it holds a run of other settings.
+        ValueError: another process works there, or it holds a run of other settings, or other work.
     """
     with locked(run.folder):
         stored = run.path("config.yaml")
@@ -455,7 +476,20 @@ def claimed(run: Run) -> Iterator[None]:
                 f"{run.folder} holds a run of other settings (config_hash {found}, this is {own}); choose another "
                 "`output` or remove the folder"
             )
+        if work is not None:
+            held = _work_in(run.folder)
+            if held not in (None, work):
+                raise ValueError(f"{run.folder} is of the kind {held!r}, this is {work!r}; choose another `output`")
+            if held is None:
+                write_atomically(run.path(WORK_FILE), f"{work}\n")
         yield
+
+
+def _work_in(folder: Path) -> str | None:
+    path = folder / WORK_FILE
+    if path.exists():
+        return path.read_text(encoding="utf-8").strip()
+    return next((work for work, mark in _MARKS.items() if (folder / mark).exists()), None)
 
 
 def derive_again(run: Run, *, threshold: float) -> Genotype:

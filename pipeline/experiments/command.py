@@ -56,7 +56,7 @@ def experiment_command(options: argparse.Namespace, console: Console) -> None:
     with ExitStack() as stack:
         progress = stack.enter_context(ProgressReport(console))
         run = open_run(config, progress=progress)
-        stack.enter_context(claimed(run))
+        stack.enter_context(claimed(run, "experiment"))
         claim_experiment(run.folder, experiment, config)
         tracking = stack.enter_context(ExperimentTracking(run.folder, config.tracking_uri, experiment, config))
         sender = stack.enter_context(tracking.sender())

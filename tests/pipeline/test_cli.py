@@ -151,6 +151,35 @@ def test_a_folder_of_another_run_gives_one_line(capsys: pytest.CaptureFixture[st
     assert "mine holds a run of other settings" in line
 
 
+WORKS = ("run", "baseline", "collection", "experiment")
+
+
+@pytest.mark.parametrize("work", WORKS)
+def test_a_folder_is_for_one_kind_of_work(elsewhere: Path, work: str) -> None:
+    run = open_run(load_config("tiny", ["output=mine"]))
+    for kind in (None, work, work, None):  # prices may be part of any
+        with claimed(run, kind):
+            pass
+    for other in set(WORKS) - {work}:
+        with pytest.raises(ValueError, match=f"mine is of the kind '{work}', this is '{other}'; choose another"):
+            with claimed(run, other):
+                pass
+
+
+@pytest.mark.parametrize(
+    ("work", "mark"), [("run", "summary.json"), ("baseline", "baseline.json"), ("collection", "collection.json")]
+)
+def test_a_folder_of_an_earlier_version_is_for_what_it_holds(elsewhere: Path, work: str, mark: str) -> None:
+    run = open_run(load_config("tiny", ["output=mine"]))
+    run.config.save(run.path("config.yaml"))
+    run.path(mark).write_text("{}")
+    with pytest.raises(ValueError, match=f"mine is of the kind '{work}', this is 'experiment'"):
+        with claimed(run, "experiment"):
+            pass
+    with claimed(run, work):
+        pass
+
+
 def test_deriving_without_a_search_gives_one_line(capsys: pytest.CaptureFixture[str]) -> None:
     line = fail(capsys, "derive", "--config", "tiny", "--output", "mine")
     assert "mine holds no finished search; run `denoise-nas search` first" in line

@@ -44,6 +44,7 @@ from search_space import Genotype, build_network
 
 pytestmark = [pytest.mark.slow, pytest.mark.ray]
 
+SCRATCH = ["retrain.start=scratch", "retrain.num_epochs=1"]
 SEARCH_EPOCHS = 60  # enough that a search can be killed in the middle of it
 
 
@@ -200,6 +201,36 @@ def test_deriving_at_another_threshold_keeps_more_pathways(finished: Path, tmp_p
     assert derive("0.5").genotype_id == before.genotype_id
     assert pathways(derive("0.95")) > pathways(before)
     assert genotype_of(finished) == before
+
+
+def test_what_is_finished_is_not_overwritten(
+    finished: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """By a threshold, another genotype, a search after a retraining of its own, or a baseline."""
+    settings = ["--config", "tiny", "--output", str(finished)]
+    wider = tmp_path / "wider.json"
+    assert main(["derive", *settings, "--threshold", "0.95", "--to", str(wider)]) == 0
+    assert main(["derive", *settings, "--threshold", "0.95", "--to", str(wider)]) == 0  # the same again
+    before = {path: path.stat().st_mtime_ns for path in finished.iterdir() if path.suffix in (".json", ".safetensors")}
+    target = finished / "genotype.json"
+    line = error_line(capsys, "derive", *settings, "--threshold", "0.95", "--to", str(target))
+    assert f"{target} exists already and is not this genotype; give another `--to`" in line
+    line = error_line(capsys, "baseline", "train", "plain_unet", *settings)
+    assert f"{finished} is of the kind 'run', this is 'baseline'" in line
+    assert {path: path.stat().st_mtime_ns for path in before} == before
+
+    def retrain(genotype: Path) -> list[str]:
+        return ["retrain", *settings[:2], "--output", str(tmp_path / "own"), "--genotype", str(genotype), *SCRATCH]
+
+    assert main(retrain(target)) == 0
+    capsys.readouterr()
+    line = error_line(capsys, *retrain(wider))
+    held, other = genotype_of(finished).genotype_id, Genotype.load(wider).genotype_id
+    assert f"holds the retrained genotype {held}, this is {other}; choose another `output`" in line
+    assert "retrained without a search" in error_line(
+        capsys, "run", *settings[:2], "--output", str(tmp_path / "own"), *SCRATCH
+    )
+    assert genotype_of(tmp_path / "own").genotype_id == held
 
 
 def test_an_impossible_threshold_gives_one_line(finished: Path, capsys: pytest.CaptureFixture[str]) -> None:
