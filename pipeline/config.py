@@ -16,6 +16,7 @@ from ops.files import write_atomically
 from pipeline.plain import dotted, from_plain, hash_of, set_dotted, to_plain
 from pipeline.settings import (
     DEVICES,
+    NUM_SEEDS,
     CollectConfig,
     DataConfig,
     EvaluateConfig,
@@ -47,7 +48,7 @@ class Config:
     name: str = "quick"
     """Of the run in MLflow."""
     seed: int = 0
-    """Of everything that is random."""
+    """Of everything that is random: 0 to 2**32 - 1."""
     device: str = "cpu"
     """Where search and retraining compute: `cpu` or `cuda`."""
     output: str = "runs/quick"
@@ -68,6 +69,7 @@ class Config:
 
     def __post_init__(self) -> None:
         check(self.device in DEVICES, "device", f"one of {', '.join(DEVICES)}", self.device)
+        check(0 <= self.seed < NUM_SEEDS, "seed", f"in [0, {NUM_SEEDS})", self.seed)
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain YAML types."""

@@ -13,7 +13,7 @@ import optuna
 from ray.tune.search import Searcher
 
 from pipeline.records import Record
-from pipeline.settings import SearchConfig
+from pipeline.settings import NUM_SEEDS, SearchConfig
 
 _WHOLE_NUMBERS = {f"search.{field.name}" for field in fields(SearchConfig) if field.type is int}
 
@@ -84,7 +84,7 @@ class CollectionSearcher(Searcher):
 
     def _ask(self, trial_id: str, index: int) -> dict[str, Any]:
         if self._is_random:
-            self._study.sampler = optuna.samplers.RandomSampler(seed=self._seed * 1_000_003 + index)
+            self._study.sampler = optuna.samplers.RandomSampler(seed=(self._seed * 1_000_003 + index) % NUM_SEEDS)
         trial = self._study.ask(self._distributions)
         self._open[trial_id] = trial
         return {

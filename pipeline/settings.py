@@ -16,6 +16,7 @@ COSTS = ("latency", "parameters", "macs")
 SAMPLERS = ("random", "tpe", "nsga2")
 PRIORS = ("mirnet", "nafnet")
 PRECISIONS = ("float32", "bfloat16")
+NUM_SEEDS = 2**32  # all that NumPy and Optuna take, from 0 on
 # What a trial of a collection reads from settings of its own. All else is shared: patches and the prior's features,
 # prices, shared supernets, scoring, machines, and the threshold, which random architectures have too.
 TRIAL_SETTINGS = (
@@ -416,7 +417,8 @@ class CollectConfig:
     shared_batch_size: int = 8
     shared_learning_rate: float = 2e-3
     supernets: str | None = None
-    """Folder of another collection whose shared supernets are used; by default they are trained in this one's."""
+    """Folder of another collection whose shared supernets, all three finished, are used; by default they are trained in
+    this one's."""
     proxy_size: int = 160
     """Height and width of the central crop of every validation image that architectures are scored on."""
     retrain_steps: int = 0

@@ -27,10 +27,12 @@ from pipeline.data.patches import noisy_patches
 from pipeline.evaluate import evaluate_denoiser, mean_score
 from pipeline.part_actors import PartActors, part_jobs
 from pipeline.part_search import PartSearchResult
+from pipeline.plain import hash_of
 from pipeline.priors import NUM_PARTS
 from pipeline.records import Record, cell_rows
 from pipeline.search import search_parts
 from pipeline.search_inputs import SearchInputs, cost_models, space_of
+from pipeline.settings import NUM_SEEDS
 from pipeline.shared_supernet import inherited_network, load_supernets
 from pipeline.training import Trainer
 from search_space import (
@@ -134,7 +136,7 @@ class CollectionTrial(tune.Trainable):
         shared = self.shared
         config = trial_config(shared.config, index, settings)
         space = space_of(config, shared.space.num_channels)
-        key = f"searched-{index:05d}-{config.config_hash}"
+        key = f"searched-{index:05d}-{settings_hash(config, settings)}"
         jobs = part_jobs(
             config, space, self._cost_models(config, space), checkpoint_folder=shared.checkpoints / key,
             home=shared.home,
@@ -257,6 +259,12 @@ class CollectionTrial(tune.Trainable):
         return self.costs[key]
 
 
+def settings_hash(config: Config, settings: dict[str, Any]) -> str:
+    """Return what tells a trial from one of the same index that was given other `settings`."""
+    name = "collect.warm_start"  # the only one that `config_hash` leaves out
+    return hash_of([config.config_hash, settings[name]]) if name in settings else config.config_hash
+
+
 def trial_config(config: Config, index: int, settings: dict[str, Any]) -> Config:
     """Return the settings of the `index`-th searched architecture."""
-    return config.with_settings({**settings, "seed": config.seed + index})
+    return config.with_settings({**settings, "seed": (config.seed + index) % NUM_SEEDS})

@@ -104,6 +104,8 @@ def test_sigmas_are_converted_to_the_unit_scale() -> None:
         ("noise.validation_sigma_255=0", r"`noise\.validation_sigma_255` must be in \(0, 255\], got 0"),
         ("prior_train.max_bad_steps=-1", r"`prior_train\.max_bad_steps` must be at least 0, got -1"),
         ("prior_train.encoder_blocks=[1, 1000000000]", r"`prior_train\.encoder_blocks` must be at most 8 numbers in"),
+        ("seed=-1", r"`seed` must be in \[0, 4294967296\), got -1"),
+        ("seed=4294967296", r"`seed` must be in \[0, 4294967296\), got 4294967296"),
         ("device=tpu", r"`device` must be one of cpu, cuda, got 'tpu'"),
         ("search.num_epochs", r"an override must look like .*, got 'search\.num_epochs'"),
         ("=3", r"an override must look like"),
