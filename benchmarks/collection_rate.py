@@ -21,7 +21,7 @@ from common import print_table, write_result
 
 from latency import keep_freed_memory
 from pipeline.cluster import ray_session
-from pipeline.collect import collect
+from pipeline.collect import claim_collection, collect
 from pipeline.collection_tracking import CollectionTracking
 from pipeline.config import load_config
 from pipeline.records import Record
@@ -46,6 +46,7 @@ def main() -> None:
         times: list[float] = []
         start = time.perf_counter()
         run = open_run(config)
+        claim_collection(run.folder, config)
         tracking = CollectionTracking(run.folder, f"sqlite:///{temporary}/mlflow.db", config)
         with tracking.sender() as sender, ray_session(config.ray):
 

@@ -20,7 +20,7 @@ from common import print_table, write_result
 
 from latency import keep_freed_memory
 from pipeline.cluster import ray_session
-from pipeline.collect import collect
+from pipeline.collect import claim_collection, collect
 from pipeline.collection_tracking import CollectionTracking
 from pipeline.config import load_config
 from pipeline.records import Record
@@ -90,6 +90,7 @@ def main() -> None:
         config = load_config("tiny", [f"output={temporary}/collection", *SETTINGS])
         run = open_run(config)
         with claimed(run, "collection"):
+            claim_collection(run.folder, config)
             tracking = CollectionTracking(run.folder, config.tracking_uri, config)
             with tracking.sender() as sender, ray_session(config.ray):
 

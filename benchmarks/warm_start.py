@@ -21,7 +21,7 @@ from scipy import stats
 
 from latency import keep_freed_memory
 from pipeline.cluster import ray_session
-from pipeline.collect import collect
+from pipeline.collect import claim_collection, collect
 from pipeline.config import load_config
 from pipeline.records import Record, read_records
 from pipeline.run import open_run
@@ -71,6 +71,7 @@ def main() -> None:
         }
     )
     run = open_run(config, progress=lambda stage, done, total: print(stage, done, total, flush=True))
+    claim_collection(run.folder, config)
     with ray_session(config.ray):
         own = collect(run, num_searched=len(warm), num_random=0)
     assert all(

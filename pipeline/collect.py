@@ -7,10 +7,11 @@ then to whoever listens. What is recorded is never done again, so an interrupted
 import contextlib
 import json
 import logging
+import math
 import os
 import shutil
 from collections.abc import Callable, Iterator, Sequence
-from itertools import product
+from itertools import chain, product
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +25,7 @@ from torch import Tensor
 from latency import LatencyTable
 from ops.files import write_atomically
 from pipeline.checkpoint import load_metadata, load_weights, save_weights
-from pipeline.cluster import cluster_address, driver_queue, prepare_worker, read_op_files
+from pipeline.cluster import cluster_address, driver_queue, own_folder, prepare_worker, read_op_files
 from pipeline.config import Config
 from pipeline.plain import hash_of
 from pipeline.priors import NUM_PARTS
@@ -41,6 +42,7 @@ RECORDS_FOLDER, DATASET_FOLDER, CHECKPOINTS_FOLDER = "records", "dataset", "chec
 _TRIAL_CPUS = 0.1  # of the process that assembles and scores; the parts' are `ray.cpus_per_part`
 _PROGRESS_EVERY = 25  # steps of the shared supernets
 _MAX_FAILURES = 2
+_MAX_TOGETHER = 1000  # combinations of settings that are tried before the work; each takes milliseconds
 
 OnRecord = Callable[[Record], None]
 _logger = logging.getLogger(__name__)
@@ -50,7 +52,7 @@ def collect(run: Run, *, num_searched: int, num_random: int, on_record: OnRecord
     """Bring the collection in the run's folder to the wanted size; needs an initialised Ray.
 
     Args:
-        run: an opened run with a configuration for collecting.
+        run: an opened run with a configuration for collecting, whose folder `claim_collection` has marked.
         num_searched: searched architectures in total, with those recorded already.
         num_random: random architectures in total.
         on_record: called with every new record, after it was written.
@@ -59,11 +61,9 @@ def collect(run: Run, *, num_searched: int, num_random: int, on_record: OnRecord
         All records, the searched ones first.
 
     Raises:
-        ValueError: the folder holds a collection of other settings, or settings that no trial can have or this machine
-            has no room for.
+        ValueError: this machine has no room for a trial.
         RuntimeError: some trials failed repeatedly; the others are recorded.
     """
-    claim_collection(run.folder, run.config)
     records = read_records(run.folder / RECORDS_FOLDER)
     remove_checkpoints(run.folder, records)
     jobs = missing_jobs(records, num_searched=num_searched, num_random=num_random)
@@ -86,11 +86,17 @@ def claim_collection(folder: Path, config: Config) -> None:
     """Check that the folder holds this collection or none, and mark it as this one.
 
     Raises:
-        ValueError: another collection, or a setting or value in `collect.vary` that no trial can have.
+        FileNotFoundError: `collect.supernets` names a folder without shared supernets.
+        ValueError: another collection, a setting or value in `collect.vary` that no trial can have, or parts that ask
+            Ray for nothing.
     """
+    _check_places(config)
     for name in config.collect.vary:
         check(name in TRIAL_SETTINGS, "collect.vary", f"settings among {', '.join(TRIAL_SETTINGS)}", name)
     _check_trials(config)
+    missing = [path for path in _supernet_paths(folder, config) if not path.exists()]
+    if missing and missing[0].parent.resolve() != folder.resolve():
+        raise FileNotFoundError(f"`collect.supernets` must hold three shared supernets, {missing[0]} does not exist")
     identity = {"schema_version": RECORD_SCHEMA_VERSION, "collection_hash": collection_hash(config)}
     path = folder / "collection.json"
     if not path.exists():
@@ -113,19 +119,33 @@ def claim_collection(folder: Path, config: Config) -> None:
     (folder / RECORDS_FOLDER).mkdir(exist_ok=True)
 
 
+def _check_places(config: Config) -> None:
+    """Raise a ValueError unless Ray can count how many trials there is room for, on processors and on GPUs."""
+    cpus, gpus = config.ray.cpus_per_part, config.ray.gpus_per_part
+    check(cpus > 0 or gpus > 0, "ray.cpus_per_part", "above 0 in a collection, where every part has a place", cpus)
+    check(gpus > 0 or config.device != "cuda", "ray.gpus_per_part",
+          "above 0 in a collection with device cuda, or all trials go to one GPU", gpus)  # fmt: skip
+
+
 def _check_trials(config: Config) -> None:
     """Try every value of `collect.vary`; those of settings that must fit each other, all together.
 
     Raises:
-        ValueError: a trial would have impossible settings.
+        ValueError: a trial would have impossible settings, or too many would have to be tried.
     """
     values = {
         name: choices if isinstance(choices, list) else [choices["low"], choices["high"]]
         for name, choices in config.collect.vary.items()
     }
     together = [name for name in values if name in TOGETHER]
-    trials = [dict(zip(together, found, strict=True)) for found in product(*(values[name] for name in together))]
-    trials += [trials[0] | {name: value} for name in values if name not in together for value in values[name]]
+    number = math.prod(len(values[name]) for name in together)
+    check(number <= _MAX_TOGETHER, "collect.vary", f"at most {_MAX_TOGETHER} combinations of {', '.join(together)}",
+          number)  # fmt: skip
+    first = {name: values[name][0] for name in together}
+    trials = chain(
+        (dict(zip(together, found, strict=True)) for found in product(*(values[name] for name in together))),
+        (first | {name: value} for name in values if name not in together for value in values[name]),
+    )
     for settings in trials:
         try:
             ops, known = trial_config(config, 0, settings).space.candidate_ops, config.space.candidate_ops
@@ -236,7 +256,7 @@ def _run_trials(run: Run, jobs: list[TrialJob], records: list[Record], recorder:
     )
     part = {"CPU": config.ray.cpus_per_part} | ({"GPU": config.ray.gpus_per_part} if config.ray.gpus_per_part else {})
     bundles = tune.PlacementGroupFactory([{"CPU": _TRIAL_CPUS}, *[part] * NUM_PARTS], strategy="PACK")
-    with _tune_settings(run.folder / "tune") as storage:
+    with _tune_settings() as storage:
         results = tune.Tuner(
             tune.with_resources(tune.with_parameters(CollectionTrial, shared=shared), bundles),
             tune_config=tune.TuneConfig(search_alg=searcher, num_samples=len(jobs), reuse_actors=True),
@@ -270,8 +290,9 @@ def check_room(config: Config) -> None:
 
 
 @contextlib.contextmanager
-def _tune_settings(folder: Path) -> Iterator[str]:
+def _tune_settings() -> Iterator[str]:
     """Give Tune a folder for what it notes about trials; records make a collection go on, so it is removed."""
+    folder = own_folder()
     quiet = {
         "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",  # no result files per trial
         "TUNE_GLOBAL_CHECKPOINT_S": "600",
@@ -281,9 +302,8 @@ def _tune_settings(folder: Path) -> Iterator[str]:
     before = {name: os.environ.get(name) for name in quiet}
     os.environ.update(quiet)
     logging.getLogger("ray.tune.analysis.experiment_analysis").setLevel(logging.ERROR)  # misses those result files
-    shutil.rmtree(folder, ignore_errors=True)  # of a collection that was killed
     try:
-        yield str(folder.absolute())
+        yield str(folder)
     finally:
         shutil.rmtree(folder, ignore_errors=True)
         for name, value in before.items():
@@ -330,8 +350,7 @@ def shared_supernets(run: Run, inputs: "ray.ObjectRef[SearchInputs]") -> list[di
         RuntimeError: a training failed; the message names the cause.
     """
     config = run.config
-    folder = Path(config.collect.supernets) if config.collect.supernets else run.folder
-    paths = [folder / f"supernet{i}.safetensors" for i in range(NUM_PARTS)]
+    paths = _supernet_paths(run.folder, config)
     key = supernet_key(config)
     for path in paths:
         if path.exists() and (found := load_metadata(path).get("supernet_key")) != key:
@@ -362,6 +381,12 @@ def shared_supernets(run: Run, inputs: "ray.ObjectRef[SearchInputs]") -> list[di
             save_weights(paths[tasks[task]], weights, metadata={"supernet_key": key})
     queue.shutdown()
     return [load_weights(path) for path in paths]
+
+
+def _supernet_paths(folder: Path, config: Config) -> list[Path]:
+    """Return the files of the shared supernets of the collection in `folder`."""
+    place = Path(config.collect.supernets) if config.collect.supernets else folder
+    return [place / f"supernet{i}.safetensors" for i in range(NUM_PARTS)]
 
 
 def supernet_key(config: Config) -> str:

@@ -33,7 +33,7 @@ from pipeline.records import RECORD_SCHEMA_VERSION, read_records
 from pipeline.sampling import CollectionSearcher, TrialJob
 from pipeline.settings import SAMPLERS, TRIAL_SETTINGS, RayConfig
 from pipeline.tracking import MlflowClient, TrackingError
-from pipeline.trial import CollectionTrial, trial_config
+from pipeline.trial import CollectionTrial, settings_hash, trial_config
 from search_space import Genotype, SearchSpace
 
 SETTINGS = ["ray.cpus_per_part=0.3", "collect.shared_steps=6", "collect.proxy_size=32"]
@@ -68,6 +68,8 @@ def ray_cluster() -> Iterator[None]:
 def collection(tmp_path_factory: pytest.TempPathFactory, ray_cluster: None) -> Path:
     """Return the folder of a collection of four searched and two random architectures."""
     folder = tmp_path_factory.mktemp("collection") / "tiny"
+    (folder / "tune").mkdir(parents=True)
+    (folder / "tune" / "notes.txt").write_text("the user's own")
     assert main(six_architectures(folder)) == 0
     return folder
 
@@ -124,6 +126,7 @@ class TestCollection:
             operators = {cell["operator"] for cell in record["cells"] if cell["reachable"]}
             assert operators <= set(record["candidate_ops"])
         assert {len(record["candidate_ops"]) for record in records[:4]} == {2, 3}
+        assert (collection / "tune" / "notes.txt").exists()
 
     def test_the_data_set_reads_without_our_code(self, collection: Path) -> None:
         architectures = pd.read_parquet(collection / "dataset" / "architectures.parquet")
@@ -244,6 +247,15 @@ def test_random_settings_depend_on_seed_and_index_alone() -> None:
     assert suggestions([3, 5]) == [whole[3], whole[5]]
     assert suggestions([0, 1, 2], seed=1) != whole[:3]
     assert len({entry["settings"]["search.arch_learning_rate"] for entry in whole}) == 6
+    assert suggestions([0], seed=4294) != suggestions([0], seed=2**32 - 1)
+    assert trial_config(tiny(f"seed={2**32 - 1}"), 3, {}).seed == 2
+
+
+def test_a_trial_of_another_start_has_another_key() -> None:
+    config = tiny()
+    warm, cold = ({"collect.warm_start": is_warm} for is_warm in (True, False))
+    assert settings_hash(config, {"search.temperature": 1.0}) == config.config_hash
+    assert len({settings_hash(config, settings) for settings in ({}, warm, cold)}) == 3
 
 
 @pytest.mark.parametrize("sampler", SAMPLERS)
@@ -426,6 +438,37 @@ def test_a_budget_that_some_trials_would_not_hold_is_refused_before_any_work(tmp
     weights = {"search.complexity_weight": [0.001, 0.003], "search.target_ms": [2, 3]}
     claim_collection(tmp_path / "a", load_config("collect").with_settings({"collect.vary": weights}))
     claim_collection(tmp_path / "b", load_config("collect", [*budget, "search.derive_samples=16"]))
+
+
+def test_too_many_combinations_are_refused_at_once(tmp_path: Path) -> None:
+    choices = [0.001 * n for n in range(1, 1001)]
+    vary = {name: choices for name in ("search.complexity_weight", "search.target_ms")}
+    with pytest.raises(ValueError, match=r"`collect.vary` must be at most 1000 combinations of .*, got 1000000"):
+        claim_collection(tmp_path, tiny().with_settings({"collect.vary": vary}))
+    assert not any(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        (["ray.cpus_per_part=0"], "`ray.cpus_per_part` must be above 0 in a collection, where every part has a place"),
+        (["device=cuda"], "`ray.gpus_per_part` must be above 0 in a collection with device cuda"),
+    ],
+)
+def test_parts_that_ask_for_nothing_are_refused(tmp_path: Path, settings: list[str], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        claim_collection(tmp_path, tiny(*settings))
+    assert not any(tmp_path.iterdir())
+
+
+def test_shared_supernets_of_another_collection_are_there(tmp_path: Path) -> None:
+    config = tiny(f"collect.supernets={tmp_path / 'other'}")
+    with pytest.raises(FileNotFoundError, match=r"`collect.supernets` must hold three .*other/supernet0.safetensors"):
+        claim_collection(tmp_path / "own", config)
+    claim_collection(tmp_path / "other", config)  # this one's own: they will be trained
+    for index in range(3):
+        (tmp_path / "other" / f"supernet{index}.safetensors").touch()
+    claim_collection(tmp_path / "own", config)
 
 
 def test_another_schema_version_is_refused(tmp_path: Path) -> None:

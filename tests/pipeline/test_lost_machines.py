@@ -23,7 +23,7 @@ from ray.cluster_utils import Cluster  # noqa: TID251
 from pipeline import cluster, part_actors, search_inputs
 from pipeline import search as stage
 from pipeline.checkpoint import load_checkpoint
-from pipeline.collect import collect
+from pipeline.collect import claim_collection, collect
 from pipeline.config import load_config
 from pipeline.data.images import TRAINING_PHOTOGRAPHS, photographs
 from pipeline.data.patches import noisy_patches
@@ -159,6 +159,7 @@ def test_a_collection_whose_machine_is_gone_goes_on_at_another(
                                       "collect.proxy_size=32", f"latency.table={tmp_path / 'prices.parquet'}",
                                       f"collect.supernets={tmp_path / 'undisturbed'}",
                                       f"output={tmp_path / name}"])  # fmt: skip
+        claim_collection(tmp_path / name, config)
         (record,) = collect(open_run(config), num_searched=1, num_random=0)
         return record["genotype_id"]
 
