@@ -109,7 +109,7 @@ def _initialised(config: RayConfig, address: str | None) -> Iterator[None]:
         finally:
             ray.shutdown()
         return
-    _sweep(_temporary_root())
+    _sweep()
     folder = own_folder()
     _read_environment_again()
     try:
@@ -176,7 +176,7 @@ def driver_queue() -> Any:
 
 
 def own_folder() -> Path:
-    """Make a temporary folder of this process; where it is killed, the next local Ray's command removes it."""
+    """Make a temporary folder of this process; where it is killed, the next local Ray or process of ours removes it."""
     return Path(tempfile.mkdtemp(prefix=f"{_FOLDER_PREFIX}{os.getpid()}-", dir=_temporary_root()))
 
 
@@ -184,9 +184,9 @@ def _temporary_root() -> Path:
     return Path("/tmp") if Path("/tmp").is_dir() else Path(tempfile.gettempdir())  # Ray's socket names must be short
 
 
-def _sweep(root: Path) -> None:
+def _sweep() -> None:
     """Remove the folders of our processes that were killed."""
-    for folder in root.glob(f"{_FOLDER_PREFIX}*-*"):
+    for folder in _temporary_root().glob(f"{_FOLDER_PREFIX}*-*"):
         pid = folder.name.removeprefix(_FOLDER_PREFIX).partition("-")[0]
         if pid.isdigit() and not is_alive(int(pid)):
             with suppress(OSError):  # of another user, or another command tidies too
@@ -228,6 +228,7 @@ def prepare_worker(op_sources: Mapping[str, str]) -> None:
     Raises:
         ValueError: an operator file fails; the message names it.
     """
+    _sweep()
     keep_freed_memory()
     _die_of_fatal_signals()
     load_op_files(op_sources)

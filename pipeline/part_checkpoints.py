@@ -4,7 +4,7 @@ Called by `pipeline.search`, and by `pipeline.part_actors` where a part is searc
 folder itself; those of other nodes, which may not share that disk, travel there and back.
 """
 
-import tempfile
+import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
@@ -15,6 +15,7 @@ import ray
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from ops.files import write_atomically
+from pipeline.cluster import own_folder
 
 if TYPE_CHECKING:
     from pipeline.part_actors import PartJob
@@ -59,14 +60,15 @@ def checkpoint_file(job: "PartJob", *, is_home: bool) -> Iterator[Path | None]:
     if job.checkpoint_path is None or is_home:
         yield None if job.checkpoint_path is None else Path(job.checkpoint_path)
         return
-    with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / Path(job.checkpoint_path).name
+    path = own_folder() / Path(job.checkpoint_path).name
+    try:
         if job.checkpoint:
             path.write_bytes(job.checkpoint)
-        try:
-            yield path
-        except (FloatingPointError, ValueError) as error:
-            if str(path) not in str(error):
-                raise
-            kind = FloatingPointError if isinstance(error, FloatingPointError) else ValueError
-            raise kind(str(error).replace(str(path), job.checkpoint_path)) from error
+        yield path
+    except (FloatingPointError, ValueError) as error:
+        if str(path) not in str(error):
+            raise
+        kind = FloatingPointError if isinstance(error, FloatingPointError) else ValueError
+        raise kind(str(error).replace(str(path), job.checkpoint_path)) from error
+    finally:
+        shutil.rmtree(path.parent, ignore_errors=True)

@@ -101,13 +101,18 @@ def test_a_command_joins_the_cluster_of_the_settings_then_of_the_environment(mon
     assert cluster_address(RayConfig(address="10.0.0.1:6379")) == "10.0.0.1:6379"
 
 
-def test_folders_of_killed_drivers_are_tidied_and_those_of_living_ones_kept(tmp_path: Path) -> None:
+def test_folders_of_killed_processes_are_tidied_and_those_of_living_ones_kept(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(cluster, "_temporary_root", lambda: tmp_path)
+    for name in ("keep_freed_memory", "_die_of_fatal_signals"):  # they would change this process
+        monkeypatch.setattr(cluster, name, lambda: None)
     ended = subprocess.Popen([sys.executable, "-c", ""])
     ended.wait()
     dead, alive, other = f"nas-ray-{ended.pid}-a", f"nas-ray-{os.getpid()}-b", "nas-ray-notes"
     for name in (dead, alive, other):
         (tmp_path / name / "session").mkdir(parents=True)
-    cluster._sweep(tmp_path)
+    cluster.prepare_worker({})
     assert sorted(path.name for path in tmp_path.iterdir()) == sorted([alive, other])
 
 
