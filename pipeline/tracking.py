@@ -5,6 +5,7 @@ take a callable `log(metrics, step)`, which is `Tracker.log_metrics` here and an
 """
 
 import fcntl
+import http.client
 import json
 import logging
 import math
@@ -196,10 +197,11 @@ class Tracker:
 
         Raises:
             FileNotFoundError: there is no such file.
+            TrackingError: it cannot be stored.
         """
         if not Path(path).is_file():
             raise FileNotFoundError(f"artifact {path} does not exist or is not a file")
-        with self._refusals("store a file of"):
+        with self._refusals("store a file of", Exception):  # a store's own client raises whatever it likes
             self._client.log_artifact(self.run_id, str(path), folder)
 
     def set_description(self, markdown: str) -> None:
@@ -231,8 +233,8 @@ class Tracker:
             for batch in _batches(entries, MAX_METRICS_PER_BATCH):
                 self._client.log_batch(self.run_id, metrics=batch)
 
-    def _refusals(self, action: str) -> AbstractContextManager[None]:
-        return _refusals(f"cannot {action} run {self.run_id} at {self.tracking_uri}")
+    def _refusals(self, action: str, kind: type[Exception] = MlflowException) -> AbstractContextManager[None]:
+        return _refusals(f"cannot {action} run {self.run_id} at {self.tracking_uri}", kind)
 
 
 def how_to_see(tracking_uri: str, page: str = "") -> str:
@@ -244,15 +246,15 @@ def how_to_see(tracking_uri: str, page: str = "") -> str:
 
 
 @contextmanager
-def _refusals(what: str) -> Iterator[None]:
+def _refusals(what: str, kind: type[Exception] = MlflowException) -> Iterator[None]:
     """Let an error of MLflow say in one line what failed.
 
     Raises:
-        TrackingError: for every error of MLflow's own.
+        TrackingError: for every error of that kind.
     """
     try:
         yield
-    except MlflowException as error:
+    except kind as error:
         raise TrackingError(f"{what}: {_one_line(error)}") from error
 
 
@@ -287,7 +289,7 @@ def _reach(tracking_uri: str) -> None:
             pass
     except urllib.error.HTTPError as error:
         error.close()  # it answered; whether it is MLflow the next request tells
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, http.client.HTTPException) as error:
         raise ConnectionError(f"no MLflow server answers at {tracking_uri}: {error}") from error
 
 

@@ -243,6 +243,24 @@ def test_runs_on_a_server_are_seen_at_its_address() -> None:
     assert how_to_see("sqlite:////runs/mlflow.db", "/#/x") == f"{command}\nthen http://127.0.0.1:5000/#/x"
 
 
+def test_an_artifact_store_that_lacks_its_client_is_one_error_of_ours(
+    open_tracker: Callable[..., Tracker], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_: object, **__: object) -> None:
+        raise ModuleNotFoundError("No module named 'boto3'")
+
+    tracker = open_tracker()
+    (tmp_path / "file").write_text("")
+    monkeypatch.setattr(MlflowClient, "log_artifact", refuse)
+    with pytest.raises(TrackingError, match=r"^cannot store a file of run .*: No module named 'boto3'$"):
+        tracker.log_artifact(tmp_path / "file")
+
+
+def test_a_port_that_is_no_number_is_an_error_of_ours() -> None:
+    with pytest.raises(ConnectionError, match="no MLflow server answers at http://host:abc: nonnumeric port: 'abc'"):
+        Tracker.open("http://host:abc", "experiment", "run", kind="search")
+
+
 @pytest.mark.parametrize("uri", ["", "runs/mlflow.db", "sqlite://", "sqlite:///:memory:", "postgresql://host/db"])
 def test_other_stores_are_refused(uri: str) -> None:
     with pytest.raises(ValueError, match="`tracking_uri` must be http://host:port or sqlite:///path"):
