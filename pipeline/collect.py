@@ -35,7 +35,7 @@ from pipeline.sampling import CollectionSearcher, TrialJob
 from pipeline.search_inputs import SearchInputs, part_data
 from pipeline.settings import TOGETHER, TRIAL_SETTINGS, CollectConfig, check
 from pipeline.shared_supernet import train_shared_supernet
-from pipeline.trial import CollectionTrial, SharedData, trial_config
+from pipeline.trial import FAILURE, CollectionTrial, SharedData, trial_config
 from search_space import DEFAULT_THRESHOLD, SearchSpace
 
 RECORDS_FOLDER, DATASET_FOLDER, CHECKPOINTS_FOLDER = "records", "dataset", "checkpoints"
@@ -212,7 +212,9 @@ class Recorder(tune.Callback):
             raise self._error  # Tune hides it in one of its own
 
     def on_trial_result(self, iteration: int, trials: list, trial: Any, result: dict, **info: Any) -> None:
-        """Write what has arrived."""
+        """Write what has arrived, and say why a trial has no record."""
+        if FAILURE in result:
+            _logger.warning("a trial failed: %s", result[FAILURE])
         self.drain()
 
     def on_trial_recover(self, iteration: int, trials: list, trial: Any, **info: Any) -> None:

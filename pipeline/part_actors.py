@@ -153,6 +153,7 @@ def naming_part(part_index: int) -> Iterator[None]:
 
     Raises:
         OSError: its checkpoint cannot be written.
+        FloatingPointError: too many of its steps had no finite loss.
         RuntimeError: it failed otherwise.
         PartDiedError: the process died.
     """
@@ -160,7 +161,8 @@ def naming_part(part_index: int) -> Iterator[None]:
         yield
     except ray.exceptions.RayTaskError as error:
         cause = error.cause if isinstance(error.cause, Exception) else error
-        failure = OSError if isinstance(cause, OSError) else RuntimeError
+        kinds: tuple[type[Exception], ...] = (OSError, FloatingPointError)
+        failure = next((kind for kind in kinds if isinstance(cause, kind)), RuntimeError)
         raise failure(f"the search of part {part_index} failed: {type(cause).__name__}: {cause}") from error
     except DEATHS as error:
         why = ", its memory was full" if isinstance(error, ray.exceptions.OutOfMemoryError) else ""

@@ -5,6 +5,7 @@ count as told, and so that the random sampler gives trial i the same settings wh
 """
 
 import json
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields
 from typing import Any
@@ -71,7 +72,7 @@ class CollectionSearcher(Searcher):
         trial = self._open.pop(trial_id, None)
         if trial is None:
             return
-        if error or not result or "proxy_psnr_db" not in result:
+        if error or not result or math.isnan(result.get("proxy_psnr_db", math.nan)):
             self._study.tell(trial, state=optuna.trial.TrialState.FAIL)
         else:
             self._study.tell(trial, [result["proxy_psnr_db"], result["predicted_ms"]])

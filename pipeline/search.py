@@ -58,7 +58,7 @@ def search(
         log: as in `search_parts`.
 
     Raises:
-        OSError, RuntimeError: as in `search_parts`.
+        OSError, FloatingPointError, RuntimeError: as in `search_parts`.
     """
     jobs = part_jobs(config, space, costs, checkpoint_folder=checkpoint_folder)
     actors = PartActors(config)
@@ -91,6 +91,7 @@ def search_parts(
 
     Raises:
         OSError: a checkpoint cannot be written.
+        FloatingPointError: too many steps of a part had no finite loss.
         RuntimeError: a part search failed, or its process died too often; the message names the part and the cause.
     """
     config = jobs[0].config

@@ -47,6 +47,7 @@ from search_space import (
     sample_genotype,
 )
 
+FAILURE = "failure"  # in the result of a trial without a record
 RANDOM_SEED_OFFSET = 1_000_000  # random architecture i has seed + this + i, so that no search shares its seed
 
 
@@ -99,7 +100,21 @@ class CollectionTrial(tune.Trainable):
         return True
 
     def step(self) -> dict[str, Any]:
-        """Make the architecture, score it and send its record to the driver."""
+        """Make the architecture, score it and send its record to the driver.
+
+        A search or training whose losses are not finite fails here, in words: Tune tries whatever is raised again, and
+        it would end the same way.
+        """
+        try:
+            record = self._record()
+        except FloatingPointError as error:
+            self.cleanup()  # the other parts search on
+            self.actors = None
+            return {"done": True, "proxy_psnr_db": math.nan, FAILURE: str(error)}
+        self.shared.queue.put(record)
+        return {"done": True, "proxy_psnr_db": record["proxy_psnr_db"], "predicted_ms": record["predicted_ms"]}
+
+    def _record(self) -> Record:
         origin, index = self.config["origin"], self.config["index"]
         start_cpu = time.process_time()
         if origin == "random":
@@ -111,8 +126,7 @@ class CollectionTrial(tune.Trainable):
         record["score_seconds"] = round(time.perf_counter() - start, 3)
         record["cpu_seconds"] = round(record["cpu_seconds"] + time.process_time() - start_cpu, 3)
         record["finished_at"] = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
-        self.shared.queue.put(record)
-        return {"done": True, "proxy_psnr_db": record["proxy_psnr_db"], "predicted_ms": record["predicted_ms"]}
+        return record
 
     def cleanup(self) -> None:
         """End the part actors."""

@@ -365,6 +365,32 @@ def test_shared_supernets_without_a_finite_loss_are_one_clear_error(
     assert ", step 6: 6 steps had a loss or gradient that is not finite, `search.max_bad_steps` is 20; lower" in line
 
 
+ONLY_IN_ACTORS = """
+import ray
+
+
+def bad():
+    return float("nan") if ray.is_initialized() and ray.get_runtime_context().get_actor_id() else 1.0
+"""
+
+
+@pytest.mark.ray
+@pytest.mark.slow
+def test_a_search_without_finite_losses_is_not_tried_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Its shared supernets, which are no actors, train."""
+    monkeypatch.setattr(registry, "_REGISTRY", dict(registry._REGISTRY))
+    monkeypatch.setattr(cluster, "_loaded_op_files", set())
+    path = tmp_path / "operator.py"
+    path.write_text(ONLY_IN_ACTORS + NOT_A_NUMBER.replace('float("nan")', "bad()"))
+    settings = [f"space.op_files=[{path}]", "space.candidate_ops=[not_a_number]"]
+    assert main([*command(tmp_path / "c", "--num", "2"), *settings]) == 2
+    assert "2 architectures are missing (searched 0, searched 1)" in capsys.readouterr().err
+    assert caplog.text.count("a trial failed: the search of part ") == 2
+    assert caplog.text.count("epoch 1: no step had a finite loss") == 2
+
+
 @pytest.mark.parametrize(("threshold", "most"), [(0.5, 1), (0.8, 2)])  # of two directions
 def test_the_control_keeps_what_the_searches_can(tiny_space: SearchSpace, threshold: float, most: int) -> None:
     shared = SimpleNamespace(config=tiny(f"search.threshold={threshold}"), space=tiny_space)
