@@ -6,6 +6,7 @@ Called by `pipeline.run`. The driver launches `TorchTrainer`; every worker runs 
 
 import hashlib
 import json
+import logging
 import os
 import shutil
 import socket
@@ -30,7 +31,7 @@ from ray.util.queue import Queue
 from torch import Tensor
 
 from pipeline.checkpoint import load_checkpoint, restoring, save_checkpoint
-from pipeline.cluster import driver_queue, own_folder, prepare_worker, read_op_files
+from pipeline.cluster import cluster_address, driver_queue, own_folder, prepare_worker, read_op_files
 from pipeline.config import Config
 from pipeline.data.distilled import training_patches
 from pipeline.priors import load_prior
@@ -39,6 +40,7 @@ from pipeline.training import Trainer
 from search_space import Genotype, build_network
 
 EpochLog = Callable[[int, dict[str, float]], None]
+_logger = logging.getLogger(__name__)
 _LOOPBACK = "lo0" if sys.platform == "darwin" else "lo"
 
 
@@ -90,12 +92,11 @@ def retrain(
         State of the trained `DenoisingNetwork` on the CPU.
 
     Raises:
-        ValueError: this node is to train, since it has the run's folder, but has too few processors or GPUs.
+        ValueError: as `place_of_workers`.
         FloatingPointError: more steps than `retrain.max_bad_steps` had no finite loss, or an epoch none with one.
         RuntimeError: the training failed otherwise; the message names the cause.
     """
-    resources = {"CPU": 1} | ({"GPU": 1} if config.device == "cuda" else {})
-    place = None if config.ray.storage_path else _this_node(resources, config.retrain.num_workers)
+    place = place_of_workers(config)
     name, storage = _run_name(config, genotype), config.ray.storage_path or str(folder.absolute())
     mend_train_folder(Path(storage) / name)
     queue = driver_queue()
@@ -113,7 +114,7 @@ def retrain(
         scaling_config=ray.train.ScalingConfig(
             num_workers=config.retrain.num_workers,
             use_gpu=config.device == "cuda",
-            resources_per_worker=resources,
+            resources_per_worker=_resources(config),
             label_selector=place,  # type: ignore[call-arg]  # likewise
         ),
         run_config=ray.train.RunConfig(
@@ -247,22 +248,39 @@ def _process_group(rank: int, num_workers: int, device: torch.device, *, is_one_
             shutil.rmtree(Path(place.removeprefix("file://")).parent, ignore_errors=True)
 
 
-def _this_node(resources: dict[str, int], num_workers: int) -> dict[str, str]:
-    """Return the label that keeps workers on the driver's node, whose disk holds the checkpoints.
+def place_of_workers(config: Config) -> dict[str, str] | None:
+    """Return the label that keeps workers on this node, whose disk holds the checkpoints; None with `ray.storage_path`.
+
+    Needs an initialised Ray. A cluster that has no room for them may grow: a warning.
 
     Raises:
-        ValueError: the node is too small for them.
+        ValueError: this node, or the local Ray, has too few processors or GPUs; they would wait for ever.
     """
+    resources, num_workers = _resources(config), config.retrain.num_workers
     here = ray.get_runtime_context().get_node_id()
-    has = next(node["Resources"] for node in ray.nodes() if node["NodeID"] == here)
-    for name, number in resources.items():
-        if has.get(name, 0) < number * num_workers:
-            raise ValueError(
-                f"retraining needs {number * num_workers} {name} on this node, which has {has.get(name, 0):g}: set "
-                "`ray.storage_path` to a place that all nodes reach, so that others can train, or lower "
-                "`retrain.num_workers`"
-            )
-    return {"ray.io/node-id": here}
+    nodes = {node["NodeID"]: node["Resources"] for node in ray.nodes() if node["Alive"]}
+    if not config.ray.storage_path:
+        for name, number in resources.items():
+            if (has := nodes[here].get(name, 0)) < number * num_workers:
+                raise ValueError(
+                    f"retraining needs {number * num_workers} {name} on this node, which has {has:g}: set "
+                    "`ray.storage_path` to a place that all nodes reach, so that others can train, or lower "
+                    "`retrain.num_workers`"
+                )
+        return {"ray.io/node-id": here}
+    room = sum(min(int(node.get(name, 0) // number) for name, number in resources.items()) for node in nodes.values())
+    if room < num_workers:
+        each = " and ".join(f"{number} {name}" for name, number in resources.items())
+        problem = f"`retrain.num_workers` is {num_workers}, of {each} each; Ray has room for {room}"
+        if cluster_address(config.ray) is None:
+            raise ValueError(f"{problem}; lower it")
+        _logger.warning("%s: retraining waits until the cluster grows", problem)
+    return None
+
+
+def _resources(config: Config) -> dict[str, int]:
+    """Return what a worker takes."""
+    return {"CPU": 1} | ({"GPU": 1} if config.device == "cuda" else {})
 
 
 def _forward_logs(queue: Queue, tell: EpochLog, stop: threading.Event) -> None:

@@ -321,7 +321,12 @@ class Run:
         """Carry out all stages and return the summary, without the tracker's run id.
 
         Ray is there for pricing, searching and retraining only: its threads take memory and time from what is measured.
+
+        Raises:
+            ValueError: there is no room for the workers of the retraining.
         """
+        from pipeline.retrain import place_of_workers  # Ray Train takes seconds to import
+
         seconds: dict[str, float] = {}
 
         @contextmanager
@@ -331,6 +336,7 @@ class Run:
             seconds[stage] = round(time.perf_counter() - start, 2)
 
         with ray_session(self.config.ray):
+            place_of_workers(self.config)  # refuses at once what would be refused after the search
             with timed("latency"):
                 table = self.latency_table()
             with timed("search"):

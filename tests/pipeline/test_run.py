@@ -37,6 +37,7 @@ from pipeline.config import load_config
 from pipeline.data.images import TRAINING_PHOTOGRAPHS, photographs, read_image, write_image
 from pipeline.models import load_denoiser
 from pipeline.priors import load_prior, save_prior
+from pipeline.retrain import place_of_workers
 from pipeline.run import Run, open_run
 from pipeline.settings import RayConfig
 from pipeline.summary import ARTIFACTS
@@ -355,6 +356,22 @@ def test_retraining_that_does_not_fit_on_this_node_says_what_to_set(
     command = ["retrain", "--config", "tiny", "--output", str(tmp_path), "--genotype", str(finished / "genotype.json")]
     line = error_line(capsys, *command, "retrain.start=scratch", "retrain.num_workers=999", "retrain.batch_size=999")
     assert "retraining needs 999 CPU on this node" in line and "`ray.storage_path`" in line
+
+
+def test_a_run_whose_retraining_does_not_fit_ends_before_its_search(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    many = ["retrain.num_workers=999", "retrain.batch_size=999"]
+    line = error_line(capsys, "run", "--config", "tiny", "--output", str(tmp_path / "run"), *many)
+    assert "retraining needs 999 CPU on this node" in line
+    assert not (tmp_path / "run" / "latency.parquet").exists()
+    many += [f"ray.storage_path={tmp_path}"]
+    with pytest.raises(ValueError, match=r"`retrain.num_workers` is 999, of 1 CPU each; Ray has room for \d+; lower"):
+        place_of_workers(load_config("tiny", many))
+    assert place_of_workers(load_config("tiny", [*many, "ray.address=10.0.0.1:6379"])) is None
+    assert "retraining waits until the cluster grows" in caplog.text
 
 
 def processes_of(*marks: str) -> dict[int, str]:
