@@ -25,7 +25,7 @@ from pipeline.evaluate import ImageScore, evaluate_denoiser, mean_score, score_i
 from pipeline.evaluation.noise import PAIRS, NoisySample, TestNoise, noises_of
 from pipeline.experiments.cells import FILES_FOLDER, cell_name
 from pipeline.experiments.drawing import new_figure, save_figure
-from pipeline.experiments.experiment import CellJob, Claim, Column, Experiment, Values, Variant, compare
+from pipeline.experiments.experiment import CellJob, Claim, Column, Experiment, Values, ValuesBySeed, Variant, compare
 from pipeline.experiments.networks import COST_COLUMNS, PSNR, time_network, train, with_l1_alone
 from pipeline.experiments.searches import GENOTYPE_FILE, find_network
 from pipeline.metrics import psnr_db
@@ -103,7 +103,7 @@ def front(points: Mapping[str, tuple[float, float]]) -> list[str]:
     return sorted(best, key=lambda name: points[name])
 
 
-def draw(values: Mapping[int, Mapping[str, Values]], folder: Path) -> list[Path]:
+def draw(values: ValuesBySeed, folder: Path) -> list[Path]:
     """Draw PSNR against measured milliseconds with the front, and the crops of the first seed, a row per image."""
     labels = {variant.name: variant.label for variant in EXPERIMENT.variants}
     points = {
@@ -261,8 +261,8 @@ EXPERIMENT = Experiment(
         Column(key=f"ssim PolyU100 {PAIRS}", title=f"PolyU100 {PAIRS}, SSIM", digits=4),
     ),
     claims=tuple(
-        Claim(text=f"the searched network is better than {label}", margin=compare("psnr_db", SEARCHED, name), unit="dB",
-              is_papers=name in ("dncnn", "mirnet"))
+        Claim(text=f"the searched network is better than {label}", estimate=compare("psnr_db", SEARCHED, name),
+              unit="dB", is_papers=name in ("dncnn", "mirnet"))
         for name, label in
         (("dncnn", "DnCNN"), ("plain-unet", "the plain U-Net"), ("nafnet", "NAFNet"), ("mirnet", "MIRNet"))
     ),

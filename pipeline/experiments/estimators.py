@@ -5,7 +5,6 @@ needs all of them (Eqs. 5, 7), and samples of one (Eqs. 5, 8). Memory is what an
 its backward pass, all cells at full width. Quality is that of the network found, retrained from scratch.
 """
 
-from collections.abc import Mapping
 from pathlib import Path
 from statistics import fmean
 
@@ -13,7 +12,7 @@ import torch
 
 from pipeline.config import Config
 from pipeline.experiments.drawing import new_figure, save_figure
-from pipeline.experiments.experiment import CellJob, Claim, Column, Experiment, Values, Variant, compare
+from pipeline.experiments.experiment import CellJob, Claim, Column, Experiment, Values, ValuesBySeed, Variant, compare
 from pipeline.experiments.memory import saved_bytes
 from pipeline.experiments.networks import COST_COLUMNS, PSNR
 from pipeline.experiments.searches import (
@@ -88,7 +87,7 @@ def step_memory(job: CellJob, config: Config) -> Values:
     return {"memory_mb": fmean(megabytes), "peak_memory_mb": max(megabytes)}
 
 
-def draw(values: Mapping[int, Mapping[str, Values]], folder: Path) -> list[Path]:
+def draw(values: ValuesBySeed, folder: Path) -> list[Path]:
     """Draw Fig. 9: quality and memory as operators are added, memory of the three gradients with all operators."""
     figure, ((left, right),) = new_figure(1, 2, inches=(8.6, 3.4))
 
@@ -140,16 +139,16 @@ EXPERIMENT = Experiment(
     ),
     claims=(
         Claim(text="the mixture's memory grows as special operators are added",
-              margin=compare("memory_mb", "mixture-all", "mixture-base", relative=True), unit="of that without them",
+              estimate=compare("memory_mb", "mixture-all", "mixture-base", relative=True), unit="of that without them",
               threshold=0.1),
         Claim(text="Gumbel samples need less memory than the mixture",
-              margin=compare("memory_mb", "mixture-all", "gumbel-all", relative=True), unit="of the latter",
+              estimate=compare("memory_mb", "mixture-all", "gumbel-all", relative=True), unit="of the latter",
               threshold=0.01),
         Claim(text="samples of one operator need less memory than Gumbel samples",
-              margin=compare("memory_mb", "gumbel-all", "sampled-all", relative=True), unit="of the latter",
+              estimate=compare("memory_mb", "gumbel-all", "sampled-all", relative=True), unit="of the latter",
               threshold=0.01),
         Claim(text="networks get better as special operators are added",
-              margin=compare("psnr_db", "sampled-all", "sampled-base"), unit="dB"),
+              estimate=compare("psnr_db", "sampled-all", "sampled-base"), unit="dB"),
     ),
     run=run,
     measure=measure,

@@ -3,6 +3,7 @@
 Made by the files of this folder, one experiment each; carried out by `runner`.
 """
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib.util import find_spec
@@ -13,11 +14,13 @@ import pandas as pd
 
 from latency import LatencyTable
 from pipeline.config import Config
+from pipeline.experiments.intervals import Estimate, mean_estimate, share_estimate
 
 # Of a cell that runs alone: nothing competes with it, and the processes that it starts need GPUs. Ray lends the CPUs of
 # a waiting task to others, but not its GPUs.
 ALONE_GPUS = 0.1
 Values = dict[str, float]  # what a cell returns: finite numbers by name
+ValuesBySeed = Mapping[int, Mapping[str, Values]]  # by seed, then by variant
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -104,24 +107,22 @@ class Claim:
 
     Attributes:
         text: the finding in words.
-        margin: from the values of every variant, all of one seed, to a number; seeds are averaged.
+        estimate: from the values of every variant by seed to the number with its 95 % interval, or to None where these
+            seeds do not tell.
         unit: of the number.
         threshold: a smaller difference does not count.
         paper: the number that the paper's own figures give, or None.
         digits: after the decimal point.
         is_papers: False for a control of ours, which the verdict on the paper's finding leaves out.
-        estimate: in place of `margin`, from the values of every variant by seed to the number and the ends of its 95 %
-            interval, or to None where these seeds do not tell.
     """
 
     text: str
+    estimate: Callable[[ValuesBySeed], Estimate | None]
     unit: str
-    margin: Callable[[Mapping[str, Values]], float] | None = None
     threshold: float = 0.0
     paper: float | None = None
     digits: int = 2
     is_papers: bool = True
-    estimate: Callable[[Mapping[int, Mapping[str, Values]]], tuple[float, float, float] | None] | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -175,22 +176,24 @@ class Experiment:
     needs_prices: bool = False
     collect_settings: Sequence[str] = ()
     required_settings: Mapping[str, object] = field(default_factory=dict)
-    summarise: Callable[[Mapping[int, Mapping[str, Values]]], Summary] | None = None
-    draw: Callable[[Mapping[int, Mapping[str, Values]], Path], list[Path]] | None = None
+    summarise: Callable[[ValuesBySeed], Summary] | None = None
+    draw: Callable[[ValuesBySeed, Path], list[Path]] | None = None
 
 
-def compare(key: str, more: str, less: str, *, relative: bool = False) -> Callable[[Mapping[str, Values]], float]:
-    """Return the margin of a claim: by how much `key` of the variant `more` exceeds that of `less`.
+def compare(key: str, more: str, less: str, *, relative: bool = False) -> Callable[[ValuesBySeed], Estimate]:
+    """Return the estimate of a claim: by how much `key` of the variant `more` exceeds that of `less`, paired by seed.
 
     Args:
-        key: in the values of both.
+        key: in the values of both; positive where `relative`.
         more: the variant for which the paper found more.
         less: the other one.
         relative: as a share of the value of `less`.
     """
 
-    def margin(values: Mapping[str, Values]) -> float:
-        difference = values[more][key] - values[less][key]
-        return difference / values[less][key] if relative else difference
+    def estimate(values: ValuesBySeed) -> Estimate:
+        pairs = [(of_seed[more][key], of_seed[less][key]) for of_seed in values.values()]
+        if relative:
+            return share_estimate([math.log(a / b) for a, b in pairs])
+        return mean_estimate([a - b for a, b in pairs])
 
-    return margin
+    return estimate

@@ -8,7 +8,8 @@ them, drawn at random.
 Legend: B batch, C channels, H height, W width.
 """
 
-from collections.abc import Mapping, Sequence
+import math
+from collections.abc import Sequence
 from pathlib import Path
 from statistics import fmean
 
@@ -24,7 +25,8 @@ from pipeline.data.noise import add_test_awgn
 from pipeline.data.part_data import PartData
 from pipeline.experiments.cells import FILES_FOLDER, cell_name
 from pipeline.experiments.drawing import new_figure, save_figure
-from pipeline.experiments.experiment import CellJob, Claim, Column, Experiment, Values, Variant
+from pipeline.experiments.experiment import CellJob, Claim, Column, Experiment, Values, ValuesBySeed, Variant
+from pipeline.experiments.intervals import Estimate, share_estimate
 from pipeline.experiments.searches import search_inputs
 from pipeline.figure_style import BLUE, GREEN, VERMILION
 from pipeline.losses import feature_distance
@@ -143,7 +145,7 @@ def _save_features(job: CellJob, supernet: PartSupernet, prior: Prior) -> None:
     save_weights(job.folder / FEATURES_FILE, {"noisy": noisy[0].clamp(0, 1)} | maps)
 
 
-def draw(values: Mapping[int, Mapping[str, Values]], folder: Path) -> list[Path]:
+def draw(values: ValuesBySeed, folder: Path) -> list[Path]:
     """Draw the circles of Fig. 3 for every part, averaged over seeds, and the features of the first seed."""
     figure, (panels,) = new_figure(1, NUM_PARTS, inches=(11.5, 3.4))
     for part_index, axes in enumerate(panels):
@@ -189,11 +191,16 @@ def _draw_features(folder: Path, seed: int) -> Path:
 
 
 def _wider(name: str) -> Claim:
-    def margin(values: Mapping[str, Values]) -> float:
-        return fmean(part["std_swin"] / part[f"std_{name}"] - 1 for part in values.values())
+    def estimate(values: ValuesBySeed) -> Estimate:
+        return share_estimate(
+            [
+                fmean(math.log(part["std_swin"] / part[f"std_{name}"]) for part in of_seed.values())
+                for of_seed in values.values()
+            ]
+        )
 
     return Claim(
-        text=f"features of swin spread more than those of {name}", margin=margin, unit=f"of the spread of {name}"
+        text=f"features of swin spread more than those of {name}", estimate=estimate, unit=f"of the spread of {name}"
     )
 
 

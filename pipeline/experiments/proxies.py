@@ -6,7 +6,7 @@ scratch and from inherited weights, all with the same steps. Every seed has supe
 same architectures: what counts is the mean over seeds. Kendall's tau says how far the orders agree.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import replace
 from itertools import combinations
 from pathlib import Path
@@ -19,10 +19,11 @@ from torch import Tensor, nn
 from pipeline.config import Config
 from pipeline.evaluate import evaluate_denoiser, mean_score
 from pipeline.experiments.drawing import new_figure, save_figure
-from pipeline.experiments.experiment import CellJob, Claim, Column, Experiment, Summary, Values, Variant
+from pipeline.experiments.experiment import CellJob, Claim, Column, Experiment, Summary, Values, ValuesBySeed, Variant
+from pipeline.experiments.intervals import Estimate
 from pipeline.experiments.networks import PSNR, patch_source, train_and_score, with_l1_alone
 from pipeline.experiments.random_architectures import SHARED_SETTINGS, predicted_ms, shared_architectures
-from pipeline.experiments.rank_correlation import Estimate, attainable_tau, estimate, kendall_tau, pearson
+from pipeline.experiments.rank_correlation import attainable_tau, estimate, kendall_tau, pearson
 from pipeline.experiments.searches import search_inputs
 from pipeline.figure_style import BLUE, GREY, VERMILION
 from pipeline.losses import feature_distance
@@ -58,7 +59,6 @@ TARGETS: dict[str, tuple[str, str]] = {
     "scratch": ("trained from scratch", "psnr_db"),
     "inherited": ("trained from inherited weights", "inherited_psnr_db"),
 }
-_ValuesBySeed = Mapping[int, Mapping[str, Values]]
 
 
 def run(job: CellJob) -> Values:
@@ -101,7 +101,7 @@ def _with_cached_features(config: Config) -> Config:
     return config.with_settings({"search.prior_features": "cached", "search.num_patches": num_patches})
 
 
-def agreement(values: _ValuesBySeed, proxy: str, target: str) -> Estimate:
+def agreement(values: ValuesBySeed, proxy: str, target: str) -> Estimate:
     """Return Kendall's tau between a proxy and a target over the architectures, signed so that 1 is the best.
 
     The proxy is what one seed sees, the target the mean of all; averaged over the seeds.
@@ -111,7 +111,7 @@ def agreement(values: _ValuesBySeed, proxy: str, target: str) -> Estimate:
     return estimate([np.stack([x, psnr]) for x in _numbers(values, proxy)], lambda x, y: sign * kendall_tau(x, y))
 
 
-def advantage(values: _ValuesBySeed, proxy: str, other: str, target: str) -> Estimate:
+def advantage(values: ValuesBySeed, proxy: str, other: str, target: str) -> Estimate:
     """Return by how much tau of one proxy exceeds that of another, for the same architectures."""
     sign, other_sign = (1 if PROXIES[name][1] else -1 for name in (proxy, other))
     psnr = _numbers(values, TARGETS[target][1]).mean(axis=0)
@@ -121,7 +121,7 @@ def advantage(values: _ValuesBySeed, proxy: str, other: str, target: str) -> Est
     )
 
 
-def reliability(values: _ValuesBySeed, target: str) -> tuple[Estimate, Estimate] | None:
+def reliability(values: ValuesBySeed, target: str) -> tuple[Estimate, Estimate] | None:
     """Return Kendall's tau and Pearson's correlation between trainings of two seeds, the mean over all pairs of seeds.
 
     None with one seed.
@@ -130,7 +130,7 @@ def reliability(values: _ValuesBySeed, target: str) -> tuple[Estimate, Estimate]
     return (estimate(pairs, kendall_tau), estimate(pairs, pearson)) if pairs else None
 
 
-def summarise(values: _ValuesBySeed) -> Summary:
+def summarise(values: ValuesBySeed) -> Summary:
     """Make the table of all rank correlations, with what chance in training leaves attainable."""
     found = {(proxy, target): agreement(values, proxy, target) for proxy in PROXIES for target in TARGETS}
     rows = [{"proxy": proxy, "target": target} | vars(tau) for (proxy, target), tau in found.items()]
@@ -167,7 +167,7 @@ def _chance_sentence(psnr: np.ndarray, reliable: tuple[Estimate, Estimate] | Non
     )
 
 
-def draw(values: _ValuesBySeed, folder: Path) -> list[Path]:
+def draw(values: ValuesBySeed, folder: Path) -> list[Path]:
     """Draw tau of every proxy with its interval, a column per target; and what chance in training leaves attainable."""
     figure, ((*axes,),) = new_figure(1, len(TARGETS), inches=(11, 4.5))
     labels = [label for label, _ in PROXIES.values()]
@@ -236,7 +236,7 @@ def _trained(job: CellJob, config: Config, network: DenoisingNetwork, name: str)
     return {key: values[key] for key in ("psnr_db", "ssim", "num_steps")}
 
 
-def _numbers(values: _ValuesBySeed, key: str) -> np.ndarray:
+def _numbers(values: ValuesBySeed, key: str) -> np.ndarray:
     """Return one of the numbers of every architecture, (seeds, A)."""
     return np.array([[cell[key] for cell in of_seed.values()] for of_seed in values.values()])
 
@@ -252,17 +252,12 @@ def _interval_text(found: Estimate) -> str:
     return text.replace("-", "\N{MINUS SIGN}")
 
 
-def _claim(text: str, statistic: Callable[[_ValuesBySeed], Estimate | None], *, is_papers: bool = False) -> Claim:
+def _claim(text: str, statistic: Callable[[ValuesBySeed], Estimate | None], *, is_papers: bool = False) -> Claim:
     """Return a claim about a number that has a bootstrap interval over architectures."""
-
-    def estimated(values: _ValuesBySeed) -> tuple[float, float, float] | None:
-        found = statistic(values)
-        return None if found is None else (found.value, found.low, found.high)
-
-    return Claim(text=text, unit="of tau", is_papers=is_papers, estimate=estimated)
+    return Claim(text=text, unit="of tau", is_papers=is_papers, estimate=statistic)
 
 
-def _reliability_tau(values: _ValuesBySeed) -> Estimate | None:
+def _reliability_tau(values: ValuesBySeed) -> Estimate | None:
     found = reliability(values, "scratch")
     return None if found is None else found[0]
 

@@ -7,21 +7,12 @@ Legend: K quantities, A architectures, N resamples.
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 
 import numpy as np
 
-CONFIDENCE = 0.95
+from pipeline.experiments.intervals import CONFIDENCE, Estimate
+
 _NUM_RESAMPLES = 2000
-
-
-@dataclass(frozen=True, kw_only=True)
-class Estimate:
-    """A number, the mean over seeds, and its percentile bootstrap interval over architectures."""
-
-    value: float
-    low: float
-    high: float
 
 
 def kendall_tau(x: np.ndarray, y: np.ndarray) -> np.ndarray:
@@ -39,7 +30,7 @@ def pearson(x: np.ndarray, y: np.ndarray) -> np.ndarray:
 
 
 def estimate(seeds: Sequence[np.ndarray], statistic: Callable[..., np.ndarray], *, random_seed: int = 0) -> Estimate:
-    """Average a statistic over seeds and bootstrap it over architectures.
+    """Average a statistic over seeds, with its percentile bootstrap interval over architectures.
 
     Args:
         seeds: (K, A) quantities of the same architectures in every seed.

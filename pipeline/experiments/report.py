@@ -226,10 +226,10 @@ def _legend(experiment: Experiment, facts: dict[str, Any]) -> str:
 
 def _finding(finding: Finding) -> dict[str, Any]:
     """Return plain values; what is not known, such as the ends of an interval, becomes null."""
-    claim = finding.claim
-    numbers = (finding.mean, finding.low, finding.high)
-    mean, low, high = (number if math.isfinite(number) else None for number in numbers)
+    claim, found = finding.claim, finding.estimate
+    numbers = (None, None, None) if found is None else (found.value, found.low, found.high)
+    mean, low, high = (None if number is None or math.isinf(number) else number for number in numbers)
     return {
         "text": claim.text, "unit": claim.unit, "verdict": finding.verdict, "mean": mean, "low": low, "high": high,
-        "threshold": claim.threshold, "paper": claim.paper, "differences": list(finding.differences),
+        "threshold": claim.threshold, "paper": claim.paper,
     }  # fmt: skip

@@ -4,19 +4,18 @@ Called by `report`, as a pandas DataFrame for CSV and as Markdown.
 """
 
 import math
-from collections.abc import Mapping
 from statistics import fmean, stdev
 
 import pandas as pd
 
 from pipeline.experiments.claims import Finding, overall
-from pipeline.experiments.experiment import Column, Experiment, Values, Variant
+from pipeline.experiments.experiment import Column, Experiment, ValuesBySeed, Variant
 from pipeline.markdown import GAP, markdown_row
 
 _PLUS_MINUS, _MINUS = "\N{PLUS-MINUS SIGN}", "\N{MINUS SIGN}"
 
 
-def long_table(experiment: Experiment, values: Mapping[int, Mapping[str, Values]]) -> pd.DataFrame:
+def long_table(experiment: Experiment, values: ValuesBySeed) -> pd.DataFrame:
     """Return one row per variant and number: mean, spread, and the paper's figure where there is one.
 
     Numbers that no column shows are rows too. `std` is the sample standard deviation, empty with one seed.
@@ -66,11 +65,11 @@ def markdown_findings(findings: list[Finding]) -> str:
     counted = ", ".join(f"{count} {verdict}" for verdict, count in counts.items() if count)
     lines = [f"**The paper's finding is {overall(findings)}** here (claims: {counted}).", ""]
     for finding in findings:
-        claim = finding.claim
-        mean = "unknown" if math.isnan(finding.mean) else f"{_signed(finding.mean, claim.digits)} {claim.unit}".rstrip()
+        claim, found = finding.claim, finding.estimate
+        mean = "unknown" if found is None else f"{_signed(found.value, claim.digits)} {claim.unit}".rstrip()
         text = f"- *{finding.verdict}*: {claim.text}: {mean}"
-        if math.isfinite(finding.low):
-            text += f", 95 % interval {_signed(finding.low, claim.digits)} to {_signed(finding.high, claim.digits)}"
+        if found is not None and math.isfinite(found.high):
+            text += f", 95 % interval {_signed(found.low, claim.digits)} to {_signed(found.high, claim.digits)}"
         if claim.threshold:
             text += f"; counts above {_signed(claim.threshold, claim.digits)}"
         if not claim.is_papers:

@@ -24,7 +24,7 @@ def two_variants() -> Experiment:
         description="One against the other.",
         variants=(Variant(name="slow", label="the slow one", paper={"psnr_db": 30.5}), Variant(name="fast", label="B")),
         columns=(Column(key="psnr_db", title="PSNR, dB"), Column(key="num_parameters", title="k", scale=1e3, digits=1)),
-        claims=(Claim(text="slow wins", margin=compare("psnr_db", "slow", "fast"), unit="dB", paper=0.5),),
+        claims=(Claim(text="slow wins", estimate=compare("psnr_db", "slow", "fast"), unit="dB", paper=0.5),),
         run=_never,
     )
 

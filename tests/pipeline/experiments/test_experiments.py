@@ -41,7 +41,7 @@ def test_a_claims_number_is_what_the_papers_own_table_gives(experiment: Experime
     paper = {variant.name: dict(variant.paper) for variant in experiment.variants}
     for claim in experiment.claims:
         if claim.paper is not None:
-            assert claim.margin(paper) == pytest.approx(claim.paper, abs=0.0051), claim.text
+            assert claim.estimate({0: paper}).value == pytest.approx(claim.paper, abs=0.0051), claim.text
 
 
 def test_a_cell_has_the_sizes_of_the_preset_and_its_own_seed() -> None:
