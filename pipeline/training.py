@@ -15,8 +15,7 @@ import torch.distributed
 from torch import Tensor, nn
 
 from pipeline.checkpoint import load_checkpoint, restoring, save_checkpoint
-from pipeline.data.distilled import DistilledPatches
-from pipeline.data.patches import PatchSource
+from pipeline.data.patches import Patches
 from pipeline.device import check_device
 from pipeline.losses import is_good_step, training_loss
 from pipeline.precision import autocast
@@ -48,7 +47,7 @@ class Trainer:
     def __init__(
         self,
         network: nn.Module,
-        source: PatchSource | DistilledPatches,
+        source: Patches,
         config: RetrainConfig,
         *,
         prior: Prior | None,

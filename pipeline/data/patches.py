@@ -4,6 +4,7 @@ Called by prior training, the part searches and retraining. The same generator s
 """
 
 from collections.abc import Sequence
+from typing import Protocol
 
 import numpy as np
 import torch
@@ -14,6 +15,14 @@ from pipeline.data.noise import add_poisson, sample_noise_map
 from pipeline.settings import NoiseConfig
 
 DEFAULT_GAINS = (1 / 255, 8 / 255)
+
+
+class Patches(Protocol):
+    """Source of training batches."""
+
+    def sample(self, batch_size: int, generator: torch.Generator) -> tuple[Tensor, ...]:
+        """Draw noisy and clean patches, and other targets where there are some, (B, 3, P, P) each."""
+        ...
 
 
 def noisy_patches(images: Sequence[np.ndarray], noise: NoiseConfig, *, patch_size: int) -> "PatchSource":

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from pipeline.config import Config
+from pipeline.experiments.clean_patches import clean_patches
 from pipeline.experiments.experiment import ALONE_GPUS, CellJob, Claim, Column, Experiment, Values, Variant, compare
 from pipeline.experiments.memory import saved_bytes
 from pipeline.experiments.networks import COST_COLUMNS, PSNR
@@ -24,18 +25,11 @@ from pipeline.experiments.searches import (
     retrain,
     search_inputs,
 )
-from pipeline.experiments.whole_search import CleanPatches, WholeSearch, WholeSupernet
+from pipeline.experiments.whole_search import WholeSearch, WholeSupernet
 from pipeline.part_search import new_supernet, sampled_l_dp
 from pipeline.priors import NUM_PARTS, load_prior
 from pipeline.search import search
-from pipeline.search_inputs import (
-    SearchInputs,
-    cost_models,
-    part_data,
-    patch_sources,
-    space_of,
-    split_training_images,
-)
+from pipeline.search_inputs import SearchInputs, cost_models, part_data, space_of
 from search_space import Genotype, SearchSpace
 
 _NUM_DRAWS = 24  # architecture steps over which memory is averaged
@@ -88,12 +82,7 @@ def _without(job: CellJob, config: Config) -> tuple[Genotype, Values]:
     device = torch.device(config.device)
     search_config = config.search
     start = time.perf_counter()
-    halves = split_training_images(config, job.inputs.training_images)
-    patches = CleanPatches(
-        patch_sources(config, halves), num_patches=search_config.num_patches,
-        architecture_share=config.data.architecture_share, batch_size=search_config.batch_size,
-        generator=torch.Generator().manual_seed(config.seed), device=device,
-    )  # fmt: skip
+    patches = clean_patches(job, config)
     supernet = WholeSupernet(space, seed=config.seed)
     supernet.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
     genotype = WholeSearch(supernet, patches, search_config, seed=config.seed).run()

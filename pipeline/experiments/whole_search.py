@@ -4,14 +4,13 @@ Called by the experiment `prior`. What Table VII of arXiv 2502.13359 compares wi
 clean image (the L1 of Eq. 14) in place of L_dp, so that all parts have to be kept in memory and trained at once.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
-from pipeline.data.part_data import Split, num_weight_patches
-from pipeline.data.patches import PatchSource
+from pipeline.data.part_data import Split
+from pipeline.data.patches import Patches
 from pipeline.losses import training_loss
 from pipeline.part_search import new_supernet, sample_choices
 from pipeline.priors import NUM_PARTS
@@ -42,63 +41,19 @@ class WholeSupernet(nn.Module):
         return noisy + x
 
 
-class CleanPatches:
-    """The patches that the part searches learn from, with their clean images.
-
-    Attributes:
-        pairs: noisy and clean patches of each half, all (N, 3, P, P) float32.
-
-    Args:
-        sources: of D_w and D_archi.
-        num_patches: N in total.
-        architecture_share: share of the patches that come from D_archi.
-        batch_size: of the draws; with the one of `compute_patch_set` and an equal generator, equal patches come out.
-        generator: source of randomness.
-        device: of the batches.
-    """
-
-    def __init__(
-        self,
-        sources: dict[Split, PatchSource],
-        *,
-        num_patches: int,
-        architecture_share: float,
-        batch_size: int,
-        generator: torch.Generator,
-        device: torch.device,
-    ) -> None:
-        num_weights = num_weight_patches(num_patches, architecture_share)
-        sizes: dict[Split, int] = {"weights": num_weights, "architecture": num_patches - num_weights}
-        self._device = device
-        self.pairs: dict[Split, tuple[np.ndarray, np.ndarray]] = {}
-        for split, size in sizes.items():
-            batches = [
-                sources[split].sample(min(batch_size, size - first), generator) for first in range(0, size, batch_size)
-            ]
-            noisy, clean = (torch.cat(tensors).numpy() for tensors in zip(*batches, strict=True))
-            self.pairs[split] = (noisy, clean)
-
-    def sample(self, split: Split, batch_size: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-        """Draw noisy and clean patches of one half, both (B, 3, P, P)."""
-        noisy, clean = self.pairs[split]
-        indices = torch.randint(0, len(noisy), (batch_size,), generator=generator).numpy()
-        return self._tensor(noisy[indices]), self._tensor(clean[indices])
-
-    def _tensor(self, array: np.ndarray) -> Tensor:
-        return torch.from_numpy(array).to(self._device, memory_format=torch.channels_last)
-
-
 class WholeSearch:
     """Algorithm 1 for all parts at once.
 
     Args:
         supernet: on its device.
-        patches: noisy and clean.
+        patches: of D_w and D_archi, noisy and clean.
         config: numbers of the search; there is no complexity regulariser.
         seed: of samples and batches.
     """
 
-    def __init__(self, supernet: WholeSupernet, patches: CleanPatches, config: SearchConfig, *, seed: int) -> None:
+    def __init__(
+        self, supernet: WholeSupernet, patches: Mapping[Split, Patches], config: SearchConfig, *, seed: int
+    ) -> None:
         self.supernet = supernet
         self.patches = patches
         self.config = config
@@ -131,7 +86,10 @@ class WholeSearch:
     def loss(self, split: Split, *, with_gradient: bool) -> Tensor:
         """Return the L1 distance to the clean patches of one half, for sampled choices."""
         config = self.config
-        noisy, clean = self.patches.sample(split, config.batch_size, self.generator)
+        noisy, clean = (
+            t.to(self.arch_parameters[0].device, memory_format=torch.channels_last)
+            for t in self.patches[split].sample(config.batch_size, self.generator)
+        )
         choices = [
             sample_choices(part, config, generator=self.generator, with_gradient=with_gradient)
             for part in self.supernet.supernets()

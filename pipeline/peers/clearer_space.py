@@ -7,8 +7,6 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-import torch
-
 MODULES = ("parallel", "fusion")
 
 
@@ -71,9 +69,3 @@ class ClearerGenotype:
     def from_dict(cls, data: Mapping[str, Any]) -> "ClearerGenotype":
         """Build from what `to_dict` returns."""
         return cls(num_channels=tuple(data["num_channels"]), modules=tuple(data["modules"]))
-
-
-def sample_clearer(space: ClearerSpace, *, generator: torch.Generator) -> ClearerGenotype:
-    """Draw one architecture; all are equally likely."""
-    draws = torch.randint(len(MODULES), (space.num_modules,), generator=generator).tolist()
-    return ClearerGenotype(num_channels=space.num_channels, modules=tuple(MODULES[draw] for draw in draws))

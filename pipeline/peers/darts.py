@@ -5,7 +5,6 @@ Liu et al., "DARTS: Differentiable Architecture Search", arXiv 1806.09055, witho
 """
 
 import math
-import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -15,11 +14,9 @@ import torch
 from torch import Tensor, nn
 
 from pipeline.data.part_data import Split
-from pipeline.data.patches import PatchSource
+from pipeline.data.patches import Patches
 
-Log = Callable[[int, dict[str, float]], None]
 GenotypeT = TypeVar("GenotypeT")
-_LOG_EVERY = 20  # steps
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -74,10 +71,6 @@ class Supernet(nn.Module, ABC, Generic[GenotypeT]):
     settings = DartsSettings()
 
     @abstractmethod
-    def probabilities(self) -> dict[str, Tensor]:
-        """Return the softmax of every level, over the last dimension; 0 for what does not exist."""
-
-    @abstractmethod
     def loss(self, noisy: Tensor, clean: Tensor) -> Tensor:
         """Return what both steps descend, for (B, 3, H, W) patches."""
 
@@ -85,96 +78,55 @@ class Supernet(nn.Module, ABC, Generic[GenotypeT]):
     def derive(self) -> GenotypeT:
         """Decide every choice."""
 
-    @torch.no_grad()
-    def entropy(self) -> float:
-        """Return the mean entropy of all choices as a share of its maximum: 1 undecided, 0 decided."""
-        shares = []
-        for p in self.probabilities().values():
-            rows = p.flatten(0, -2)[(p > 0).flatten(0, -2).sum(dim=-1) > 1]
-            entropy = -(rows * rows.clamp_min(1e-12).log()).sum(dim=-1)
-            shares.append(entropy / (rows > 0).sum(dim=-1).to(rows).log())
-        return torch.cat(shares).mean().item()
-
-
-@dataclass(frozen=True, kw_only=True)
-class DartsResult(Generic[GenotypeT]):
-    """What a search leaves.
-
-    Attributes:
-        genotype: the derived architecture.
-        entropy: mean entropy of the choices as a share of its maximum; 1 is undecided.
-        num_steps: weight steps done.
-        seconds: wall time of the search.
-    """
-
-    genotype: GenotypeT
-    entropy: float
-    num_steps: int
-    seconds: float
-
 
 def search_darts(
     build: Callable[[], Supernet[GenotypeT]],
-    sources: Mapping[Split, PatchSource],
+    patches: Mapping[Split, Patches],
     settings: DartsSettings | None = None,
     *,
     seed: int,
     device: torch.device,
-    max_steps: int | None = None,
-    max_seconds: float | None = None,
-    log: Log | None = None,
-) -> DartsResult[GenotypeT]:
+    num_batches: int,
+) -> GenotypeT:
     """Alternate architecture steps on one half of the data and weight steps on the other, then derive.
 
     Args:
         build: makes the supernet, for example `lambda: ClearerSupernet(space)`.
-        sources: patches of both halves, `weights` and `architecture`.
+        patches: of both halves, `weights` and `architecture`.
         settings: numbers of the search; the supernet's by default.
-        seed: of the initial weights and of the patches.
+        seed: of the initial weights and of the batches.
         device: where to compute.
-        max_steps: weight steps at most; equal seeds then give equal results.
-        max_seconds: wall time at most; the schedules follow whichever limit is nearer.
-        log: called with (step, metrics) every 20 steps and after the last one.
+        num_batches: that the search draws, one per step of either kind. The warm-up is at least its share, and longer
+            by the steps that make their number come out.
 
     Raises:
-        ValueError: neither limit is given, or one is not positive.
+        ValueError: `num_batches` is not positive.
         FloatingPointError: the loss is not finite.
     """
-    if max_steps is None and max_seconds is None:
-        raise ValueError("a search must be limited by `max_steps` or `max_seconds`, got neither")
-    for name, limit in (("max_steps", max_steps), ("max_seconds", max_seconds)):
-        if limit is not None and not limit > 0:
-            raise ValueError(f"`{name}` must be positive, got {limit}")
+    if num_batches < 1:
+        raise ValueError(f"`num_batches` must be at least 1, got {num_batches}")
     torch.manual_seed(seed)  # initial weights
     supernet = build()
     supernet.to(device, memory_format=torch.channels_last).train()  # type: ignore[call-overload]
-    steps = _Steps(supernet, sources, settings or supernet.settings, seed)
-    start, step, progress = time.perf_counter(), 0, 0.0
-    advance = 1 / (max_steps or math.inf)  # of `progress` in the last step
-    while progress < 1:
-        steps.run(progress, advance)
-        step += 1
-        seconds = time.perf_counter() - start
-        done = max(step / (max_steps or math.inf), seconds / (max_seconds or math.inf))
-        advance, progress = done - progress, done
-        if log is not None and (step % _LOG_EVERY == 0 or progress >= 1):
-            log(step, steps.metrics | {"entropy": supernet.entropy()})
-    return DartsResult(
-        genotype=supernet.derive(),
-        entropy=supernet.entropy(),
-        num_steps=step,
-        seconds=time.perf_counter() - start,
-    )
+    settings = settings or supernet.settings
+    steps = _Steps(supernet, patches, settings, seed)
+    num_steps = math.ceil(num_batches / (2 - settings.warmup_share))  # of the weights
+    num_arch_steps = num_batches - num_steps
+    for step in range(num_steps):
+        if step >= num_steps - num_arch_steps:
+            steps.architecture_step(settings.arch_travel / num_arch_steps)
+        steps.weight_step(step / num_steps)
+    return supernet.derive()
 
 
 class _Steps:
-    """The two optimisers of a search, and the losses of their last steps."""
+    """The two optimisers of a search."""
 
     def __init__(
-        self, supernet: Supernet[Any], sources: Mapping[Split, PatchSource], settings: DartsSettings, seed: int
+        self, supernet: Supernet[Any], patches: Mapping[Split, Patches], settings: DartsSettings, seed: int
     ) -> None:
         self.supernet = supernet
-        self.sources = sources
+        self.patches = patches
         self.settings = settings
         self.generator = torch.Generator().manual_seed(seed)
         self.arch = list(supernet.arch.parameters())
@@ -184,37 +136,32 @@ class _Steps:
             self.weights, lr=settings.learning_rate, momentum=settings.momentum, weight_decay=settings.weight_decay
         )
         self.arch_optimizer = torch.optim.Adam(self.arch, betas=(0.5, 0.999), weight_decay=settings.arch_weight_decay)
-        self.metrics: dict[str, float] = {}
 
-    def run(self, progress: float, advance: float) -> None:
-        """Do an architecture step, once the warm-up is over, and a weight step.
+    def architecture_step(self, learning_rate: float) -> None:
+        """Descend the loss on a batch of D_archi."""
+        self._set_gradients("architecture", self.arch)
+        self.arch_optimizer.param_groups[0]["lr"] = learning_rate
+        self.arch_optimizer.step()
 
-        Args:
-            progress: share of the search that is done.
-            advance: share that a step takes.
-        """
+    def weight_step(self, progress: float) -> None:
+        """Descend the loss on a batch of D_w, when the share `progress` of the search is done."""
         settings = self.settings
-        if progress >= settings.warmup_share:
-            self.metrics["arch_loss"] = self._loss("architecture", self.arch)
-            self.arch_optimizer.param_groups[0]["lr"] = settings.arch_travel * advance / (1 - settings.warmup_share)
-            self.arch_optimizer.step()
         span = settings.learning_rate - settings.final_learning_rate
         self.weight_optimizer.param_groups[0]["lr"] = (
             settings.final_learning_rate + span * (1 + math.cos(math.pi * progress)) / 2
         )
-        self.metrics["weight_loss"] = self._loss("weights", self.weights)
+        self._set_gradients("weights", self.weights)
         torch.nn.utils.clip_grad_norm_(self.weights, settings.max_gradient_norm)
         self.weight_optimizer.step()
 
-    def _loss(self, split: Split, parameters: list[nn.Parameter]) -> float:
+    def _set_gradients(self, split: Split, parameters: list[nn.Parameter]) -> None:
         """Set the gradients of `parameters` and of nothing else."""
         noisy, clean = (
             t.to(self.arch[0].device, memory_format=torch.channels_last)
-            for t in self.sources[split].sample(self.settings.batch_size, self.generator)
+            for t in self.patches[split].sample(self.settings.batch_size, self.generator)
         )
         value = self.supernet.loss(noisy, clean)
         if not value.isfinite():
             raise FloatingPointError(f"the loss became {value.item()}; lower `learning_rate`")
         for parameter, gradient in zip(parameters, torch.autograd.grad(value, parameters), strict=True):
             parameter.grad = gradient
-        return value.item()

@@ -8,8 +8,6 @@ from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any
 
-import torch
-
 OPS = ("conv3", "sep3", "sep5", "dil3", "dil5", "skip", "none")
 NUM_INPUTS = 2  # of a cell: the layer before the last, and the last
 EDGES_PER_NODE = 2  # kept in a derived cell
@@ -53,13 +51,6 @@ class HinasSpace:
         """All (node, source) of a cell."""
         return tuple((node, source) for node in range(self.num_nodes) for source in range(NUM_INPUTS + node))
 
-    def paths(self) -> list[tuple[int, ...]]:
-        """Return every sequence of levels, one per layer."""
-        paths: list[tuple[int, ...]] = [()]
-        for options in self.levels:
-            paths = [(*p, level) for p in paths for level in options if abs(level - (p[-1] if p else 0)) <= 1]
-        return paths
-
 
 @dataclass(frozen=True, kw_only=True)
 class HinasGenotype:
@@ -99,21 +90,3 @@ class HinasGenotype:
         """Build from what `to_dict` returns."""
         cells = tuple(tuple(tuple((source, op) for source, op in edges) for edges in nodes) for nodes in data["cells"])
         return cls(num_channels=data["num_channels"], levels=tuple(data["levels"]), cells=cells)
-
-
-def sample_hinas(space: HinasSpace, *, generator: torch.Generator) -> HinasGenotype:
-    """Draw one architecture: a uniform path of widths; uniform pairs of sources and operators for every node."""
-
-    def draw(count: int) -> int:
-        return int(torch.randint(count, (1,), generator=generator))
-
-    def node_edges(node: int) -> tuple[tuple[int, str], ...]:
-        sources = torch.randperm(NUM_INPUTS + node, generator=generator)[:EDGES_PER_NODE].sort().values.tolist()
-        return tuple((source, OPS[draw(len(OPS) - 1)]) for source in sources)
-
-    paths = space.paths()
-    return HinasGenotype(
-        num_channels=space.num_channels,
-        levels=paths[draw(len(paths))],
-        cells=tuple(tuple(map(node_edges, range(space.num_nodes))) for _ in range(space.num_layers)),
-    )

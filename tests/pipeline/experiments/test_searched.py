@@ -12,15 +12,17 @@ from torch import nn
 from latency import DeviceInfo, LatencyTable, Timing
 from pipeline import part_search
 from pipeline.baselines import build_baseline
-from pipeline.data.part_data import split_images
+from pipeline.data.part_data import CachedFeatures
+from pipeline.data.patches import PatchSource
 from pipeline.experiments import CellJob, load_experiment, nas
+from pipeline.experiments.clean_patches import FixedPatches, clean_patches
 from pipeline.experiments.estimators import is_searched, step_memory
 from pipeline.experiments.networks import train
 from pipeline.experiments.searches import GENOTYPE_FILE, find_network, search_inputs
-from pipeline.experiments.whole_search import CleanPatches, WholeSearch, WholeSupernet
-from pipeline.peers import ClearerSpace, sample_clearer
+from pipeline.experiments.whole_search import WholeSearch, WholeSupernet
+from pipeline.peers import ClearerSpace, ClearerSupernet
 from pipeline.priors import load_prior
-from pipeline.search_inputs import cost_models, patch_sources, space_of
+from pipeline.search_inputs import cost_models, space_of
 from pipeline.training import Trainer
 from search_space import (
     DenoisingNetwork,
@@ -141,30 +143,24 @@ def test_the_whole_learns_from_the_patches_of_the_parts(make_job: Callable[..., 
     config = job.config
     patches = search_inputs(job, config, load_prior("mirnet16")).patches
     assert patches is not None
-    clean = _clean_patches(job)
-    noisy = torch.cat([torch.from_numpy(clean.pairs[split][0]) for split in ("weights", "architecture")])
-    assert torch.equal(noisy, torch.from_numpy(patches.signals[0]))
-    assert clean.pairs["weights"][0].shape == clean.pairs["weights"][1].shape == (patches.num_weights, 3, 16, 16)
-    difference = clean.pairs["weights"][0] - clean.pairs["weights"][1]
-    assert difference.std() == pytest.approx(25 / 255, rel=0.05)  # the noise
+    weights, architecture = clean_patches(job, config).values()
+    assert torch.equal(torch.cat([weights.noisy, architecture.noisy]), torch.from_numpy(patches.signals[0]))
+    assert weights.noisy.shape == weights.clean.shape == (patches.num_weights, 3, 16, 16)
+    assert (weights.noisy - weights.clean).std().item() == pytest.approx(25 / 255, rel=0.05)  # the noise
+    drawn, _ = weights.sample(64, torch.Generator().manual_seed(0))
+    assert all((patch == weights.noisy).all(dim=(1, 2, 3)).any() for patch in drawn)
 
 
-def _clean_patches(job: CellJob) -> CleanPatches:
-    config = job.config
-    images = list(job.inputs.training_images.values())
-    halves = split_images(images, config.data.architecture_share, patch_size=config.search.patch_size)
-    return CleanPatches(
-        patch_sources(config, halves), num_patches=config.search.num_patches, architecture_share=0.5,
-        batch_size=config.search.batch_size, generator=torch.Generator().manual_seed(config.seed),
-        device=torch.device("cpu"),
-    )  # fmt: skip
+def test_patches_are_fresh_where_those_of_the_parts_are(make_job: Callable[..., CellJob]) -> None:
+    job = make_job("whole", "search.prior_features=live")
+    assert all(isinstance(patches, PatchSource) for patches in clean_patches(job, job.config).values())
 
 
 def test_a_search_of_the_whole_lowers_the_loss_and_decides(make_job: Callable[..., CellJob]) -> None:
     job = make_job("whole", "search.num_patches=48", "search.num_epochs=4", "search.weight_learning_rate=3e-3")
     space = space_of(job.config, 16)
     whole = WholeSupernet(space, seed=0)
-    search = WholeSearch(whole, _clean_patches(job), job.config.search, seed=0)
+    search = WholeSearch(whole, clean_patches(job, job.config), job.config.search, seed=0)
     arch = {name: p.clone() for part in whole.supernets() for name, p in part.arch.named_parameters()}
 
     def loss() -> float:
@@ -190,6 +186,37 @@ def test_nas(make_job: Callable[..., CellJob], variant: str) -> None:
         assert experiment.measure(job)["measured_ms"] > 0
     assert found[0].keys() == TRAINED
     assert found[0] == found[1]
+
+
+@pytest.mark.parametrize("variant", ["searched", "clearer", "hinas", "random"])
+def test_every_search_draws_as_many_batches_of_the_same_patches(
+    make_job: Callable[..., CellJob], monkeypatch: pytest.MonkeyPatch, variant: str
+) -> None:
+    """Random search draws the batches for ranking once and shows them to every network."""
+    job = make_job(variant, "search.num_epochs=2", "search.num_patches=32", "search.warmup_share=0.5")
+    batch_size = job.config.search.batch_size
+    drawn = []
+
+    def counted(source: type) -> None:
+        sample = source.sample
+
+        def sample_and_count(self: object, *request: object) -> object:
+            drawn.append(sample(self, *request))
+            return drawn[-1]
+
+        monkeypatch.setattr(source, "sample", sample_and_count)
+
+    counted(CachedFeatures)
+    counted(FixedPatches)
+    monkeypatch.setattr(nas, "retrain", lambda *_: {})
+    monkeypatch.setattr(nas, "train_and_score", lambda *_: {})
+    load_experiment("nas").run(job)
+    assert {len(noisy) for noisy, _ in drawn} == {batch_size}
+    num_drawn = len(drawn) / 3 if variant == "searched" else len(drawn)
+    if variant == "random":
+        share = nas.num_batches(job.config.search) // nas.NUM_TRIED
+        num_drawn += (nas.NUM_TRIED - 1) * round(nas.RANKING_SHARE * share)
+    assert num_drawn == nas.num_batches(job.config.search) == 12
 
 
 def test_random_search_keeps_what_the_threshold_of_the_search_allows(
@@ -236,8 +263,9 @@ def test_the_training_of_another_network_is_begun_anew(
     def found() -> nn.Module:
         if kind == "ours":
             return build_network(sample_genotype(space_of(job.config, 16), generator=generator))
-        genotype = sample_clearer(ClearerSpace(num_channels=(4, 8)), generator=generator)
-        return build_baseline("clearer", genotype=genotype)
+        supernet = ClearerSupernet(ClearerSpace(num_channels=(4, 8)))
+        nn.init.normal_(supernet.arch["alpha"], generator=generator)
+        return build_baseline("clearer", genotype=supernet.derive())
 
     trained = []
     run_epoch = Trainer.run_epoch

@@ -11,7 +11,6 @@ from pipeline.peers import (
     ClearerNetwork,
     ClearerSpace,
     ClearerSupernet,
-    sample_clearer,
 )
 
 CPU = torch.device("cpu")
@@ -108,16 +107,7 @@ def test_derive_takes_the_likelier_candidate(supernet: ClearerSupernet) -> None:
 
 def test_search_is_reproducible_by_seed(search_twice: Callable[..., Any]) -> None:
     first, again, other = search_twice(lambda: ClearerSupernet(SPACE))
-    assert first == again
-    assert first[1] != other[1]
-
-
-def test_samples_are_uniform_and_reproducible() -> None:
-    draws = [sample_clearer(SPACE, generator=torch.Generator().manual_seed(seed)) for seed in range(200)]
-    assert draws[7] == sample_clearer(SPACE, generator=torch.Generator().manual_seed(7))
-    share = sum(genotype.modules.count("fusion") for genotype in draws) / 800
-    assert share == pytest.approx(0.5, abs=0.07)  # four standard deviations
-    assert len({genotype.modules for genotype in draws}) == 16
+    assert first == again != other
 
 
 def test_genotype_survives_json() -> None:

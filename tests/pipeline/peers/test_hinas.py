@@ -1,5 +1,5 @@
 import json
-from collections import Counter
+import random
 from collections.abc import Callable
 from typing import Any
 
@@ -12,17 +12,32 @@ from pipeline.peers import (
     HinasNetwork,
     HinasSpace,
     HinasSupernet,
-    sample_hinas,
 )
-from pipeline.peers.hinas_space import OPS
+from pipeline.peers.hinas_space import EDGES_PER_NODE, NUM_INPUTS, OPS
 
 CPU = torch.device("cpu")
 SPACE = HinasSpace(num_channels=4, num_layers=3, num_levels=3, num_nodes=2)
 TINY = HinasSpace(num_channels=4, num_layers=2, num_levels=2, num_nodes=1)
 
 
+def all_paths() -> list[tuple[int, ...]]:
+    """Return every sequence of levels, one per layer."""
+    paths: list[tuple[int, ...]] = [()]
+    for options in SPACE.levels:
+        paths = [(*p, level) for p in paths for level in options if abs(level - (p[-1] if p else 0)) <= 1]
+    return paths
+
+
 def seeded(seed: int) -> HinasGenotype:
-    return sample_hinas(SPACE, generator=torch.Generator().manual_seed(seed))
+    """Draw an architecture."""
+    draw = random.Random(seed)
+
+    def edges(node: int) -> tuple[tuple[int, str], ...]:
+        sources = sorted(draw.sample(range(NUM_INPUTS + node), EDGES_PER_NODE))
+        return tuple((source, draw.choice(OPS[:-1])) for source in sources)
+
+    cells = tuple(tuple(map(edges, range(SPACE.num_nodes))) for _ in range(SPACE.num_layers))
+    return HinasGenotype(num_channels=SPACE.num_channels, levels=draw.choice(all_paths()), cells=cells)
 
 
 @pytest.fixture
@@ -92,7 +107,7 @@ def test_the_path_is_the_likeliest_whole_one(supernet: HinasSupernet) -> None:
             return float(torch.stack([*steps, p["final"][0, path[-1]]]).prod())  # noqa: B023
 
         found = supernet.derive().levels
-        assert found == max(SPACE.paths(), key=score)
+        assert found == max(all_paths(), key=score)
         num_greedy += found[-1] == int(p["final"].argmax())
     assert num_greedy < 20
 
@@ -141,20 +156,7 @@ def test_gradients_reach_every_choice_and_every_weight(supernet: HinasSupernet, 
 
 def test_search_is_reproducible_by_seed(search_twice: Callable[..., Any]) -> None:
     first, again, other = search_twice(lambda: HinasSupernet(TINY))
-    assert first == again
-    assert first[1] != other[1]
-
-
-def test_samples_are_uniform_and_reproducible() -> None:
-    draws = [seeded(seed) for seed in range(600)]
-    assert draws[7] == seeded(7)
-    paths = Counter(genotype.levels for genotype in draws)
-    assert set(paths) == set(SPACE.paths()) and len(paths) == 12
-    assert all(20 <= count <= 80 for count in paths.values())  # 50 expected; over four standard deviations
-    edges = [edge for genotype in draws for nodes in genotype.cells for edges in nodes for edge in edges]
-    counts = Counter(op for _, op in edges)
-    assert set(counts) == set(OPS[:-1])
-    assert max(counts.values()) / min(counts.values()) < 1.3
+    assert first == again != other
 
 
 def test_genotype_survives_json() -> None:
