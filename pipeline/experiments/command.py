@@ -7,6 +7,7 @@ import argparse
 import json
 import logging
 from contextlib import ExitStack
+from dataclasses import replace
 from pathlib import Path
 
 from rich.console import Console
@@ -33,7 +34,7 @@ def experiment_command(options: argparse.Namespace, console: Console) -> None:
     from pipeline.experiments.experiment import Inputs
     from pipeline.experiments.experiment_tracking import ExperimentTracking
     from pipeline.experiments.report import write_results
-    from pipeline.experiments.runner import run_cells
+    from pipeline.experiments.runner import run_cells, sized
     from pipeline.run import claimed, open_run
     from pipeline.tracking import how_to_see
 
@@ -43,6 +44,7 @@ def experiment_command(options: argparse.Namespace, console: Console) -> None:
     if options.seeds < 1:
         raise ValueError(f"`--seeds` must be at least 1, got {options.seeds}")
     config = _config(options, experiment)
+    cell_config = sized(config, config.seed)  # refuses impossible sizes
     sets = [open_dataset(source, promote_grey=config.data.promote_grey) for source in config.experiment.data]
     if len({dataset.name for dataset in sets}) < len(sets):
         raise ValueError(f"`experiment.data` must name folders of distinct names, got {list(config.experiment.data)}")
@@ -55,7 +57,8 @@ def experiment_command(options: argparse.Namespace, console: Console) -> None:
                             "the same command fills it", variant.package, variant.name, variant.package)  # fmt: skip
     with ExitStack() as stack:
         progress = stack.enter_context(ProgressReport(console))
-        run = open_run(config, progress=progress)
+        opened = open_run(cell_config, searches=experiment.searches, progress=progress)
+        run = replace(opened, config=config)  # images fit the cells; the folder belongs to the preset
         stack.enter_context(claimed(run, "experiment"))
         claim_experiment(run.folder, experiment, config)
         tracking = stack.enter_context(ExperimentTracking(run.folder, config.tracking_uri, experiment, config))

@@ -156,6 +156,7 @@ class Experiment:
             the threads that `retrain.threads_per_worker` grants. Otherwise as many at a time as there are processors,
             one thread each.
         measure: numbers that depend on the clock, made for one cell at a time after all cells have run.
+        searches: the cells divide the training images into those for weights and those for the architecture.
         needs_prices: the cells read `Inputs.table`.
         collect_settings: those of `collect` that the cells read; most experiments read none.
         required_settings: of `search`, what settings must be that some of the compared searches do not have.
@@ -173,6 +174,7 @@ class Experiment:
     run: Callable[[CellJob], Values]
     run_alone: bool = False
     measure: Callable[[CellJob], Values] | None = None
+    searches: bool = True
     needs_prices: bool = False
     collect_settings: Sequence[str] = ()
     required_settings: Mapping[str, object] = field(default_factory=dict)

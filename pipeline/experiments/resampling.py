@@ -139,5 +139,6 @@ EXPERIMENT = Experiment(
               estimate=compare("psnr_db", "model-5", "model-4"), unit="dB", paper=0.77),
     ),
     run=run,
+    searches=False,
     measure=measure,
 )  # fmt: skip

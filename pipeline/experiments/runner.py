@@ -24,9 +24,21 @@ from pipeline.settings import EXPERIMENT_SIZES
 
 
 def sized(config: Config, seed: int) -> Config:
-    """Return the settings of a cell: the preset with the sizes of `experiment` and the cell's seed."""
-    sizes = {setting: getattr(config.experiment, size) for size, setting in EXPERIMENT_SIZES.items()}
-    return config.with_settings({"seed": seed} | {key: value for key, value in sizes.items() if value is not None})
+    """Return the settings of a cell: the preset with the sizes of `experiment` and the cell's seed.
+
+    Raises:
+        ValueError: a size is impossible where it stands.
+    """
+    cell = config.with_settings({"seed": seed})
+    for size, setting in EXPERIMENT_SIZES.items():
+        value = getattr(config.experiment, size)
+        if value is None:
+            continue
+        try:
+            cell = cell.with_settings({setting: value})
+        except ValueError as error:
+            raise ValueError(f"`experiment.{size}` stands for `{setting}` and cannot be {value}: {error}") from None
+    return cell
 
 
 def run_cells(

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
+from PIL import Image
 
 from pipeline.cli import main
 from pipeline.config import load_config
@@ -75,6 +76,50 @@ def test_a_setting_that_not_all_compared_searches_have_is_refused(
     )
     assert error.endswith(f", got {got}\n")
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("size", "value", "reason"),
+    [
+        (
+            "search_patch_size",
+            "30",
+            "`search.patch_size` and cannot be 30: `search.patch_size` must be a multiple of 4",
+        ),
+        (
+            "search_batch_size",
+            "300",
+            "`search.batch_size` and cannot be 300: `search.num_patches` must be at least two",
+        ),
+        ("arch_learning_rate", "-1", "`search.arch_learning_rate` and cannot be -1.0: "),
+        ("distilled_patches", "999999999", "`retrain.distilled_patches` and cannot be 999999999: "),
+    ],
+)
+def test_an_impossible_size_is_refused_before_anything_begins(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path, size: str, value: str,
+    reason: str,
+) -> None:  # fmt: skip
+    monkeypatch.setattr("pipeline.run.open_run", _never)
+    command = ["experiment", "levels", "--config", "tiny", "--output", str(tmp_path / "run")]
+    assert main([*command, f"experiment.{size}={value}"]) == 2
+    assert f"`experiment.{size}` stands for {reason}" in capsys.readouterr().err
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("image_size", [48, 80])
+def test_images_must_fit_the_sizes_of_the_experiment(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path, image_size: int
+) -> None:
+    """Those of 48 pixels are smaller than a patch, those of 80 are when they are cut in two."""
+    monkeypatch.setattr("pipeline.run.claimed", _never)
+    monkeypatch.chdir(tmp_path)
+    Image.new("RGB", (image_size, image_size)).save(tmp_path / "image.png")
+    command = ["experiment", "levels", "--config", "tiny", f"data.training=[{tmp_path}]"]
+    assert main([*command, "experiment.search_patch_size=64"]) == 2
+    error = capsys.readouterr().err
+    assert (
+        "must have at least 64 pixels" if image_size == 48 else "pieces of at least `search.patch_size` 64"
+    ) in error
 
 
 def test_only_comparisons_with_other_searches_require_settings() -> None:
