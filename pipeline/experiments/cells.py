@@ -64,6 +64,8 @@ def claim_experiment(folder: Path, experiment: Experiment, config: Config) -> No
     settings = [config.config_hash, config.to_dict()["experiment"]]
     if experiment.collect_settings:  # the hash leaves `collect` out
         settings.append({name: getattr(config.collect, name) for name in experiment.collect_settings})
+    if experiment.run_alone:  # its seconds depend on them; the hash leaves them out
+        settings.append({"threads_per_worker": config.retrain.threads_per_worker})
     identity = {
         "schema_version": SCHEMA_VERSION,
         "experiment": experiment.name,

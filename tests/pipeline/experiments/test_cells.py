@@ -113,6 +113,17 @@ def test_settings_of_shared_supernets_count_where_they_are_trained(tmp_path: Pat
         claim_experiment(tmp_path / "proxies", load_experiment("proxies"), other)
 
 
+def test_threads_count_where_times_depend_on_them(tmp_path: Path, two_variants: Experiment) -> None:
+    other = load_config("tiny", ["retrain.threads_per_worker=2"])
+    claim_experiment(tmp_path, two_variants, load_config("tiny"))
+    claim_experiment(tmp_path, two_variants, other)
+    alone = tmp_path / "alone"
+    alone.mkdir()
+    claim_experiment(alone, replace(two_variants, run_alone=True), load_config("tiny"))
+    with pytest.raises(ValueError, match="holds the experiment 'resampling' with settings"):
+        claim_experiment(alone, replace(two_variants, run_alone=True), other)
+
+
 def test_a_folder_that_an_earlier_version_began_goes_on(tmp_path: Path) -> None:
     config = load_config("tiny")
     settings = hash_of([config.config_hash, config.to_dict()["experiment"]])
