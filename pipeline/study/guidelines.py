@@ -4,7 +4,8 @@ Called by `pipeline.study.analyze`. "Denoising Designs-inherited Search Framewor
 2502.13359, end of Section IV-F.
 
 A claim is one signed difference. It is supported where its interval lies above 0 and its test, corrected over the
-claims of all guidelines, is significant; contradicted where the interval lies below 0 and the test is significant. A
+claims of all guidelines, is significant with an effect above 0; contradicted where all of this lies below 0. Both are
+asked since they weigh differently: the interval is of the rate over all cells, the test of one rate per architecture. A
 guideline is the conjunction of its claims: supported if all are, contradicted if one is, otherwise not decided; and not
 decided if a claim cannot be examined, because a group or an operator is missing or has too few architectures.
 """
@@ -90,10 +91,11 @@ def claim_table(collection: Collection, bootstrap: Bootstrap) -> pd.DataFrame:
     rows = pd.concat([_examine(collection, claim, bootstrap) for claim in _claims(collection)], ignore_index=True)
     rows.loc[rows["reason"] != "", "p"] = np.nan  # takes no part in the correction
     rows = correct(rows)
+    is_above = (rows["low"] > 0) & (rows["effect"] > 0)
+    is_below = (rows["high"] < 0) & (rows["effect"] < 0)
     verdicts = np.select(
-        [rows["significant"] & (rows["low"] > 0), rows["significant"] & (rows["high"] < 0)], [SUPPORTED, CONTRADICTED],
-        NOT_DECIDED,
-    )  # fmt: skip
+        [rows["significant"] & is_above, rows["significant"] & is_below], [SUPPORTED, CONTRADICTED], NOT_DECIDED
+    )
     return rows.drop(columns="significant").assign(verdict=verdicts)
 
 

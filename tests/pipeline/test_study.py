@@ -1,5 +1,6 @@
 import re
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pandas as pd
@@ -9,6 +10,7 @@ import torch
 from pipeline.records import cell_rows, write_dataset
 from pipeline.study import Answer, Study, analyze
 from pipeline.study.estimates import Bootstrap, Counts, compare, correct, rates
+from pipeline.study import guidelines
 from pipeline.study.guidelines import answer_guidelines, claim_table
 from pipeline.study.selection import architecture_table, read_collection, selection_counts
 from pipeline.study.tables import FAMILIES, comparison_table, macs_counts, operator_counts, pathway_counts, rate_table
@@ -260,6 +262,21 @@ def test_non_dominated_architectures(tmp_path):
     write_dataset(tmp_path, records)
     table = architecture_table(read_collection(tmp_path, margin_db=None))
     assert table["is_non_dominated"].tolist() == [True, True, True, False, False]
+
+
+@pytest.mark.parametrize(("few", "most"), [(0.45, 0.30), (0.22, 0.37)])
+def test_a_claim_that_only_the_largest_architectures_bear_out_is_not_decided(monkeypatch, few, most):
+    """Over all cells the rate is on one side of a third, in 35 of 40 architectures on the other."""
+    num_cells = np.array([[20.0]] * 5 + [[1.0]] * 35)
+    counts = counts_of(num_cells * np.array([[few]] * 5 + [[most]] * 35), num_cells)
+    label = counts.labels[0]
+    claim = guidelines._Claim(guideline=2, statement="", group="searched", counts=counts, plus=label, reference=1 / 3)
+    monkeypatch.setattr(guidelines, "_claims", lambda collection: [claim])
+    collection = SimpleNamespace(keys=lambda group: counts.numerator.index)
+    row = claim_table(collection, BOOTSTRAP).iloc[0]
+    assert (row["low"] > 0 or row["high"] < 0) and row["p_corrected"] < 0.05
+    assert row["difference"] * row["effect"] < 0
+    assert row["verdict"] == "not decided"
 
 
 def test_files_are_written_and_agree(study):
