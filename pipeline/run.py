@@ -24,7 +24,7 @@ from pipeline.checkpoint import load_checkpoint, load_metadata, restoring, save_
 from pipeline.cluster import cluster_address, load_op_files, ray_session, read_op_files
 from pipeline.config import Config, load_config
 from pipeline.data.images import TRAINING_PHOTOGRAPHS, VALIDATION_PHOTOGRAPHS
-from pipeline.data.loading import UnusableImagesError, load_images
+from pipeline.data.loading import UnusableImagesError, check_disjoint, load_images
 from pipeline.device import check_device
 from pipeline.evaluate import ImageScore, evaluate_denoiser, mean_score
 from pipeline.part_search import PartSearchResult
@@ -417,6 +417,7 @@ def _load_both(config: Config, progress: Progress) -> tuple[dict[str, np.ndarray
         load_images, paired=config.noise.model == "pairs", promote_grey=config.data.promote_grey,
         cache=config.data.cache, progress=progress,
     )  # fmt: skip
+    check_disjoint(config.data.training, config.data.exclude, {"data.validation": config.data.validation})
     patch_size = max(config.search.patch_size, config.retrain.patch_size)
     wanted = (
         partial(load, config.data.training, photographs=TRAINING_PHOTOGRAPHS, minimum_size=patch_size,

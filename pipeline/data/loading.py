@@ -6,16 +6,17 @@ memory.
 """
 
 import hashlib
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
 
 from ops.files import written_beside
 from pipeline.data.datasets import Dataset, open_dataset
-from pipeline.data.images import decode_image
+from pipeline.data.images import TRAINING_PHOTOGRAPHS, VALIDATION_PHOTOGRAPHS, decode_image
 from pipeline.data.mapped import map_array
 from pipeline.metrics import SSIM_WINDOW_SIZE
+from pipeline.settings import PHOTOGRAPHS
 
 _MIN_PROGRESS = 20  # fewer images are read within a moment
 
@@ -56,24 +57,13 @@ def load_images(
         ValueError: no sources, clean images where pairs are wanted, or a name to exclude that is not there.
         UnusableImagesError: some images cannot be used; all of them are named at once.
     """
-    if not sources:
-        raise ValueError("the list of image sources must hold at least one, got none")
+    if PHOTOGRAPHS in sources and not photographs:
+        raise ValueError(f"`{PHOTOGRAPHS}` of scikit-image are not offered here; give folders of images")
     datasets = [open_dataset(source, built_in=photographs, promote_grey=promote_grey) for source in sources]
     for dataset, source in zip(datasets, sources, strict=True):
         if paired and not dataset.is_paired:
             raise ValueError(f"`noise.model` pairs needs noisy images beside the clean ones; {source} has none")
-    if len({dataset.name for dataset in datasets}) < len(datasets):
-        raise ValueError(f"image sources need distinct folder names, got {', '.join(sources)}")
-    wanted = {
-        f"{dataset.name}:{name}" if len(datasets) > 1 else name: (dataset, name)
-        for dataset in datasets
-        for name in dataset.names
-    }
-    for name in exclude:
-        if wanted.pop(name, None) is None:
-            raise ValueError(f"`data.exclude` names {name!r}, which is not in {', '.join(sources)}")
-    if not wanted:
-        raise ValueError(f"no image of {', '.join(sources)} is left after `data.exclude`")
+    wanted = _wanted(datasets, sources, exclude)
     images: dict[str, np.ndarray] = {}
     problems: list[str] = []
     for done, (key, (dataset, name)) in enumerate(wanted.items(), start=1):
@@ -90,6 +80,27 @@ def load_images(
             progress("read images", done, len(wanted))
     _raise(problems)
     return images
+
+
+def check_disjoint(training: Sequence[str], exclude: Sequence[str], tests: Mapping[str, Sequence[str]]) -> None:
+    """Refuse to score on images that are trained on; a copy of a file is not recognised.
+
+    Args:
+        training: sources of `data.training`.
+        exclude: names to leave out of them.
+        tests: sources of what is scored, by the name of their setting.
+
+    Raises:
+        ValueError: a file is in both.
+    """
+    trained = _files(training, TRAINING_PHOTOGRAPHS, exclude)
+    for setting, sources in tests.items():
+        common = sorted(trained & _files(sources, VALIDATION_PHOTOGRAPHS, ())) if sources else []
+        if common:
+            raise ValueError(
+                f"`data.training` and `{setting}` must have no image in common, got {len(common)} files in both, such "
+                f"as {common[0]}; leave them out with `data.exclude`"
+            )
 
 
 def check_datasets(datasets: Iterable[Dataset]) -> None:
@@ -114,6 +125,34 @@ def check_images(paths: Iterable[str], *, allow_grey: bool) -> None:
         except (ValueError, OSError) as error:
             problems.append(str(error))
     _raise(problems)
+
+
+def _wanted(
+    datasets: Sequence[Dataset], sources: Sequence[str], exclude: Sequence[str]
+) -> dict[str, tuple[Dataset, str]]:
+    """Return the images of all sets: by name, the set and the name in it."""
+    if not sources:
+        raise ValueError("the list of image sources must hold at least one, got none")
+    if len({dataset.name for dataset in datasets}) < len(datasets):
+        raise ValueError(f"image sources need distinct folder names, got {', '.join(sources)}")
+    wanted = {
+        f"{dataset.name}:{name}" if len(datasets) > 1 else name: (dataset, name)
+        for dataset in datasets
+        for name in dataset.names
+    }
+    for name in exclude:
+        if wanted.pop(name, None) is None:
+            raise ValueError(f"`data.exclude` names {name!r}, which is not in {', '.join(sources)}")
+    if not wanted:
+        raise ValueError(f"no image of {', '.join(sources)} is left after `data.exclude`")
+    return wanted
+
+
+def _files(sources: Sequence[str], photographs: tuple[str, ...], exclude: Sequence[str]) -> set[Path]:
+    """Return the files of all images; those of scikit-image have none."""
+    datasets = [open_dataset(source, built_in=photographs) for source in sources]
+    wanted = _wanted(datasets, sources, exclude).values()
+    return {path.resolve() for dataset, name in wanted for path in dataset.files(name)}
 
 
 def _problems(dataset: Dataset) -> Iterator[str]:

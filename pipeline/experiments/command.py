@@ -28,7 +28,7 @@ def experiment_command(options: argparse.Namespace, console: Console) -> None:
         return
     from pipeline.cluster import ray_session
     from pipeline.data.datasets import open_dataset
-    from pipeline.data.loading import check_datasets
+    from pipeline.data.loading import check_datasets, check_disjoint
     from pipeline.evaluation.noise import noises_of
     from pipeline.experiments.cells import claim_experiment, read_records
     from pipeline.experiments.experiment import Inputs
@@ -55,6 +55,7 @@ def experiment_command(options: argparse.Namespace, console: Console) -> None:
         if not variant.is_possible:
             _logger.warning("the package %s is not installed: row %s is left empty; pip install 'denoise-nas[%s]', and "
                             "the same command fills it", variant.package, variant.name, variant.package)  # fmt: skip
+    check_disjoint(config.data.training, config.data.exclude, {"experiment.data": config.experiment.data})
     with ExitStack() as stack:
         progress = stack.enter_context(ProgressReport(console))
         opened = open_run(cell_config, searches=experiment.searches, progress=progress)

@@ -145,6 +145,23 @@ def test_an_excluded_image_that_is_not_there_gives_one_line(
     assert "`data.exclude` names 'b', which is not in" in line
 
 
+@pytest.mark.parametrize(
+    ("command", "setting"),
+    [("run", "data.validation"), ("collect", "data.validation"), ("denoisers", "experiment.data")],
+)
+def test_images_that_are_trained_on_are_not_scored(
+    capsys: pytest.CaptureFixture[str], elsewhere: Path, images: list[np.ndarray], command: str, setting: str
+) -> None:
+    write_image("mine/a.png", images[0])
+    words = ["experiment", "denoisers"] if command == "denoisers" else [command]
+    line = fail(capsys, *words, "--config", "tiny", "data.training=mine", f"{setting}=[mine]")
+    assert (
+        f"`data.training` and `{setting}` must have no image in common, got 1 files in both, such as {elsewhere}"
+        in line
+    )
+    assert [path.name for path in elsewhere.iterdir()] == ["mine"]
+
+
 def test_a_folder_of_another_run_gives_one_line(capsys: pytest.CaptureFixture[str], elsewhere: Path) -> None:
     load_config("tiny", ["output=mine"]).save(elsewhere / "mine" / "config.yaml")
     line = fail(capsys, "search", "--config", "tiny", "--output", "mine", "seed=1")

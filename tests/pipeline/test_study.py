@@ -8,9 +8,8 @@ import pytest
 import torch
 
 from pipeline.records import cell_rows, write_dataset
-from pipeline.study import Answer, Study, analyze
+from pipeline.study import Answer, Study, analyze, guidelines
 from pipeline.study.estimates import Bootstrap, Counts, compare, correct, rates
-from pipeline.study import guidelines
 from pipeline.study.guidelines import answer_guidelines, claim_table
 from pipeline.study.selection import architecture_table, read_collection, selection_counts
 from pipeline.study.tables import FAMILIES, comparison_table, macs_counts, operator_counts, pathway_counts, rate_table

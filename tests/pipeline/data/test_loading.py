@@ -7,7 +7,7 @@ from PIL import Image
 
 from pipeline.data.datasets import open_dataset
 from pipeline.data.images import write_image
-from pipeline.data.loading import check_datasets, load_images
+from pipeline.data.loading import check_datasets, check_disjoint, load_images
 from pipeline.data.mapped import MappedArray
 from pipeline.data.part_data import split_images
 from pipeline.data.patches import PatchSource
@@ -43,6 +43,25 @@ def test_sources_must_differ(sources: list[str]) -> None:
         load_images([sources[0], sources[0]])
     with pytest.raises(ValueError, match="must hold at least one, got none"):
         load_images([])
+
+
+def test_photographs_that_are_not_offered_are_refused(sources: list[str]) -> None:
+    with pytest.raises(ValueError, match="`photographs` of scikit-image are not offered here; give folders of images"):
+        load_images(["photographs", sources[0]])
+
+
+def test_what_is_trained_on_is_not_scored(sources: list[str], tmp_path: Path) -> None:
+    one, two = sources
+    check_disjoint([one], [], {"data.validation": [two], "experiment.data": []})
+    mixed = tmp_path / "mixed"
+    mixed.mkdir()
+    (mixed / "b.png").symlink_to(Path(one) / "a.png")
+    (mixed / "d.png").symlink_to(Path(two) / "c.png")
+    expected = f"`data.training` and `data.validation` must have no image in common, got 2 files in both, such as {one}"
+    with pytest.raises(ValueError, match=f"{expected}/a.png; leave them out with `data.exclude`"):
+        check_disjoint([one, two], [], {"data.validation": [str(mixed)]})
+    check_disjoint([one, two], ["one:a", "two:c"], {"data.validation": [str(mixed)]})
+    check_disjoint([one, "photographs"], ["photographs:coffee"], {"data.validation": ["photographs"]})
 
 
 def test_all_unusable_files_are_named_together(tmp_path: Path, sources: list[str]) -> None:
