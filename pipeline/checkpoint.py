@@ -159,10 +159,14 @@ def build_within(build: Callable[[], ModuleT], tensors: Mapping[str, Tensor], pr
         problem: begins the message of an error.
 
     Raises:
-        ValueError: the module would have more than a million numbers and twice those of the file.
+        ValueError: the sizes are impossible, or the module would have more than a million numbers and twice those of
+            the file.
     """
-    with torch.device("meta"):
-        wanted = sum(parameter.numel() for parameter in build().parameters())
+    try:
+        with torch.device("meta"):
+            wanted = sum(parameter.numel() for parameter in build().parameters())
+    except ValueError as error:
+        raise ValueError(f"{problem}: {error}") from error
     held = sum(min(tensor.numel(), _num_stored(tensor)) for tensor in tensors.values())
     if wanted > 2 * held + 1_000_000:
         raise ValueError(f"{problem}: its sizes ask for {wanted} numbers, the file holds {held}")

@@ -38,7 +38,7 @@ def load_prior(weights: str | Path, *, device: torch.device | str = "cpu") -> Pr
 
     Raises:
         FileNotFoundError: neither a shipped name nor a file.
-        ValueError: unreadable file, or weights of another network; the message names file and keys.
+        ValueError: unreadable file, or weights of another network; the message names the file and what is wrong.
     """
     if str(weights) in list_priors():
         tensors = load_weights(Path(str(resources.files("pipeline") / "priors" / "weights" / f"{weights}.safetensors")))

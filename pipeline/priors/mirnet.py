@@ -210,7 +210,7 @@ class MIRNet(Prior):
         num_blocks: multi-scale residual blocks per group; 2 as published.
 
     Raises:
-        ValueError: `num_channels` is not a positive multiple of 8.
+        ValueError: `num_channels` is not a positive multiple of 8, or there are no blocks.
     """
 
     size_multiple = 4
@@ -219,6 +219,8 @@ class MIRNet(Prior):
         super().__init__()
         if num_channels <= 0 or num_channels % 8:
             raise ValueError(f"`num_channels` must be a positive multiple of 8, got {num_channels}")
+        if num_blocks < 1:
+            raise ValueError(f"`num_blocks` must be at least 1, got {num_blocks}")
         self.num_channels = num_channels
         self.sizes = {"num_channels": num_channels, "num_blocks": num_blocks}
         activation = nn.PReLU()  # one scalar for all 36 attention units, as published

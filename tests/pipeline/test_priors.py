@@ -130,7 +130,10 @@ def test_wrong_keys_are_named(tmp_path: Path, tensors: dict[str, Tensor], change
     [
         ({"layer.weight": torch.zeros(3)}, r"is no MIRNet and no NAFNet: neither .*'layer.weight'"),
         ({"conv_in.weight": torch.zeros(8)}, "is no MIRNet"),
-        ({"conv_in.weight": torch.zeros(12, 3, 3, 3)}, "`num_channels` must be a positive multiple of 8, got 12"),
+        (
+            {"conv_in.weight": torch.zeros(12, 3, 3, 3)},
+            r"other\.pth is no MIRNet: `num_channels` must be a positive multiple of 8, got 12",
+        ),
         ({"epoch": 3}, r"other\.pth holds no state_dict of tensors"),
         ({}, "is no MIRNet"),
     ],
@@ -150,6 +153,11 @@ def test_an_unknown_name_lists_the_shipped_priors() -> None:
 def test_channels_must_be_a_multiple_of_8(num_channels: int) -> None:
     with pytest.raises(ValueError, match=f"`num_channels` must be a positive multiple of 8, got {num_channels}"):
         MIRNet(num_channels=num_channels)
+
+
+def test_a_mirnet_has_blocks() -> None:
+    with pytest.raises(ValueError, match="`num_blocks` must be at least 1, got 0"):
+        MIRNet(num_channels=8, num_blocks=0)
 
 
 @pytest.mark.parametrize("name", list_priors())
