@@ -129,6 +129,8 @@ class LatencyTable:
                 or versions; the message lists everything that differs.
         """
         path = Path(path)
+        if not path.is_file():
+            raise FileNotFoundError(f"latency table {path} does not exist")
         if path.stat().st_size > _MAX_FILE_BYTES:
             raise ValueError(f"{path} is no latency table: it is larger than {_MAX_FILE_BYTES} bytes")
         content = path.read_bytes()
@@ -143,7 +145,7 @@ class LatencyTable:
         except _OtherDeviceError as error:
             raise ValueError(str(error)) from None
         # pyarrow reports damage as one of its own errors, as OSError, or as text that is not Unicode (a ValueError).
-        except (pa.ArrowException, OSError, ValueError, TypeError) as error:
+        except (pa.ArrowException, OSError, ValueError, TypeError, RecursionError) as error:
             raise ValueError(f"{path} is damaged or no latency table: {error}") from error
         return cls(device_info, timings)
 

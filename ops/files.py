@@ -41,8 +41,11 @@ def naming_file(path: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        reason = os.strerror(error.errno) if error.errno else str(error)  # pyarrow has a text of its own
-        raise OSError(error.errno, f"{reason}; mend that and the same command goes on", str(path)) from error
+        advice = "mend that and the same command goes on"
+        if not error.errno:
+            raise OSError(f"{error}; {advice}: {path}") from error
+        # Not the error's own text: pyarrow's is another.
+        raise OSError(error.errno, f"{os.strerror(error.errno)}; {advice}", str(path)) from error
 
 
 def write_atomically(path: Path | str, content: str | bytes) -> None:
