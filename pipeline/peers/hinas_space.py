@@ -62,7 +62,8 @@ class HinasGenotype:
         cells: the kept edges of every layer's cell.
 
     Raises:
-        ValueError: the levels make no path, or an edge has an impossible source or operator.
+        ValueError: the levels make no path, the cells have no or different numbers of nodes, or an edge has an
+            impossible source or operator.
     """
 
     num_channels: int
@@ -74,6 +75,9 @@ class HinasGenotype:
             raise ValueError(f"`levels` must start at 0 or 1 and change by one at most, got {self.levels}")
         if len(self.cells) != len(self.levels):
             raise ValueError(f"`cells` must be one per layer, {len(self.levels)}, got {len(self.cells)}")
+        num_nodes = [len(nodes) for nodes in self.cells]
+        if min(num_nodes) < 1 or len(set(num_nodes)) > 1:
+            raise ValueError(f"`cells` must have one number of nodes, at least 1, got {num_nodes}")
         for nodes in self.cells:
             for node, edges in enumerate(nodes):
                 for source, op in edges:

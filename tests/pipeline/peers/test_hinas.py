@@ -173,6 +173,11 @@ CELL = (((0, "skip"), (1, "conv3")),)
         (lambda: HinasGenotype(num_channels=4, levels=(0, 2), cells=(CELL, CELL)), "change by one at most"),
         (lambda: HinasGenotype(num_channels=4, levels=(2,), cells=(CELL,)), "`levels` must start at 0 or 1"),
         (lambda: HinasGenotype(num_channels=4, levels=(0, 1), cells=(CELL,)), "must be one per layer, 2, got 1"),
+        (
+            lambda: HinasGenotype(num_channels=4, levels=(0,), cells=((),)),
+            r"one number of nodes, at least 1, got \[0\]",
+        ),
+        (lambda: HinasGenotype(num_channels=4, levels=(0, 1), cells=(CELL, CELL * 2)), r"of nodes, .*, got \[1, 2\]"),
         (lambda: HinasGenotype(num_channels=4, levels=(0,), cells=((((2, "skip"),),),)), r"node 0 .*\(2, 'skip'\)"),
         (lambda: HinasGenotype(num_channels=4, levels=(0,), cells=((((0, "none"),),),)), r"node 0 .*\(0, 'none'\)"),
         (lambda: HinasSpace(num_channels=5), "`num_channels` must be even and at least 2, got 5"),
