@@ -67,6 +67,8 @@ def find_candidate(
             continue
         num_scored += 1
         score = l_dp(part) + weight * seen[part]
+        if not math.isfinite(score):
+            score = math.inf  # nothing is below a NaN
         if best is None or score < best_score:
             best, best_logits, best_score = part, logits, score
     return best if best is not None else min(seen, key=lambda part: seen[part])
