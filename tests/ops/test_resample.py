@@ -140,3 +140,12 @@ def test_up_exports_to_onnx(tmp_path: Path) -> None:
     names = [node.name for node in session.get_inputs()]
     (output,) = session.run(None, dict(zip(names, (coarse.numpy(), fine.numpy()), strict=True)))
     torch.testing.assert_close(torch.from_numpy(output), up(coarse, fine).detach(), rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("out_channels", [None, 10])
+def test_add_weighs_and_sums_two_features(out_channels: int | None) -> None:
+    add = make("add", 16, 16)
+    x = torch.randn(2, 16, 9, 7, generator=torch.Generator().manual_seed(0))
+    torch.testing.assert_close(add(x, out_channels), x if out_channels is None else x[:, :10])  # x / 2 + x / 2
+    assert list(add.parameters()) == []
+    assert not add.state_dict()
