@@ -12,7 +12,7 @@ from ops.registry import register_op
 from ops.slimmable import SlimmableConv2d, fit_channels
 from ops.spec import OpSpec
 
-LEAKY_RELU_SLOPE = 0.2  # of every activation in `ops`; the paper names none, this is that of its IB and HIN blocks
+LEAKY_RELU_SLOPE = 0.2  # the paper names none for its convolutions; this is that of its IB and HIN blocks
 
 
 class DilatedConv(nn.Module):

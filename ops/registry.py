@@ -1,4 +1,4 @@
-"""From an operator name to a module: the only module-level state of the project.
+"""From an operator name to a module; what operator files register stays for the life of the process.
 
 Operator files register themselves when imported; `search_space` lists and creates what is registered.
 """
