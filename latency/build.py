@@ -13,7 +13,7 @@ from torch import Tensor
 
 from latency.device import DeviceInfo
 from latency.measure import Timing, TimingRule, measure, random_input, to_channels_last
-from latency.table import LatencyTable
+from latency.table import LatencyTable, Sentinel
 from ops import OpSpec, create_op
 
 _logger = logging.getLogger(__name__)
@@ -27,7 +27,8 @@ class SentinelRule:
     of a row is the slower of the two readings around it. When all rows are measured, those whose level exceeds the
     quietest reading of the whole build by more than `drift_tolerance` are measured again, `max_remeasures` times at
     most, and each row keeps the timing of its lowest level. So a slow-down that begins and stays is noticed too, which
-    a comparison of neighbouring readings would take for steadiness.
+    a comparison of neighbouring readings would take for steadiness. A build that goes on times the same sentinel; the
+    rows that are there count as measured at the quietest reading of the builds before.
 
     Attributes:
         rows_per_reading: rows between two readings.
@@ -67,6 +68,8 @@ def build_table(
 ) -> LatencyTable:
     """Measure every spec that `table` lacks and return a table with the rows of both.
 
+    Rows of `table` are measured again where the machine was slower throughout, see `SentinelRule`.
+
     Args:
         specs: operator calls; repeated ones are measured once.
         device: where to measure.
@@ -75,7 +78,7 @@ def build_table(
         batch_size: images per call.
         rule: when a measurement ends, `TimingRule()` by default.
         sentinel_rule: how other load is noticed, `SentinelRule()` by default.
-        table: its rows are kept; it is not changed.
+        table: to go on from; it is not changed.
         save_path: where the rows within tolerance so far are written after every sentinel reading, and all at the end.
         progress: called after every row with rows done, rows to do (more, once rows are measured again) and its name.
         timer: measures one spec, `time_op` by default.
@@ -87,7 +90,10 @@ def build_table(
     device_info = DeviceInfo.current(device, num_threads=num_threads, dtype=dtype, batch_size=batch_size)
     if table is not None and (differences := table.device_info.differences(device_info)):
         raise ValueError(f"`table` cannot be continued here ({'; '.join(differences)})")
-    table = LatencyTable(device_info, {spec: table.timing(spec) for spec in table} if table else None)
+    if table is None:
+        table = LatencyTable(device_info)
+    else:
+        table = LatencyTable(device_info, {spec: table.timing(spec) for spec in table}, sentinel=table.sentinel)
     missing = [spec for spec in dict.fromkeys(specs) if spec not in table]
 
     def time_spec(spec: OpSpec) -> Timing:
@@ -146,11 +152,12 @@ def _fill(
     progress: Callable[[int, int, str], None],
 ) -> None:
     """Add a row for every missing spec to `table`, as `SentinelRule` says."""
-    sentinel = _sentinel_spec(missing)
+    earlier = table.sentinel
+    sentinel = _sentinel_spec(missing) if earlier is None else earlier.spec
     timer(sentinel)  # warm up caches, threads and the processor's clock frequency
-    before_ms = quietest_ms = timer(sentinel).median_ms
-    levels_ms: dict[OpSpec, float] = {}  # of the rows measured here
-    kept = list(table)
+    before_ms = timer(sentinel).median_ms
+    quietest_ms = before_ms if earlier is None else min(before_ms, earlier.quietest_ms)
+    levels_ms = dict.fromkeys(table, 0.0 if earlier is None else earlier.quietest_ms)  # 0: of unknown load, trusted
     num_done, num_rows = 0, len(missing)
     pending = list(missing)
     for _ in range(1 + sentinel_rule.max_remeasures):
@@ -168,10 +175,11 @@ def _fill(
                     levels_ms[spec] = level_ms
                     table.add(spec, timing)
             limit_ms = (1 + sentinel_rule.drift_tolerance) * quietest_ms
+            table.sentinel = Sentinel(spec=sentinel, quietest_ms=quietest_ms)
             if save_path is not None:
-                steady = kept + [spec for spec, level_ms in levels_ms.items() if level_ms <= limit_ms]
-                LatencyTable(table.device_info, {spec: table.timing(spec) for spec in steady}).save(save_path)
-        pending = [spec for spec in missing if levels_ms[spec] > limit_ms]
+                steady = {spec: table.timing(spec) for spec, level_ms in levels_ms.items() if level_ms <= limit_ms}
+                LatencyTable(table.device_info, steady, sentinel=table.sentinel).save(save_path)
+        pending = [spec for spec, level_ms in levels_ms.items() if level_ms > limit_ms]
         if not pending:
             return
         num_rows += len(pending)
@@ -179,7 +187,7 @@ def _fill(
         "%d of %d rows were measured while the sentinel (%s) ran more than %.0f %% slower than at its quietest, "
         "%.3f ms; they are kept. Build the table again on a quiet machine.",
         len(pending),
-        len(missing),
+        len(levels_ms),
         sentinel.name,
         100 * sentinel_rule.drift_tolerance,
         quietest_ms,

@@ -1,11 +1,14 @@
 """LatencyTable: the measured time of every operator call of a search space, on one device.
 
 Filled by `latency.build`, read by `latency.predict` and by the complexity regulariser of a search. On disk it is one
-Parquet file that pandas reads too: one row per `OpSpec`, the `DeviceInfo` as JSON in the metadata of the schema.
+Parquet file that pandas reads too: one row per `OpSpec`, the `DeviceInfo` and the sentinel as JSON in the metadata of
+the schema.
 """
 
 import json
+import math
 from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -37,15 +40,47 @@ _MAX_FILE_BYTES = 64 * 2**20
 _NUM_NAMED_SPECS = 3
 
 
+@dataclass(frozen=True, kw_only=True)
+class Sentinel:
+    """How quiet the machine was at best while a table was built.
+
+    Attributes:
+        spec: the operator that was timed again and again.
+        quietest_ms: its lowest reading.
+
+    Raises:
+        ValueError: the reading is not finite or not positive.
+    """
+
+    spec: OpSpec
+    quietest_ms: float
+
+    def __post_init__(self) -> None:
+        if not (math.isfinite(self.quietest_ms) and self.quietest_ms > 0):
+            raise ValueError(f"`quietest_ms` must be finite and positive, got {self.quietest_ms}")
+
+
 class LatencyTable:
     """Milliseconds per `OpSpec`, for one `DeviceInfo`.
 
     `table[spec]` is the median of one call, `spec in table`, `len(table)` and iteration over the specs work as in a
     dictionary.
+
+    Args:
+        device_info: what the times belong to.
+        timings: the rows.
+        sentinel: that of the build, with which another build goes on; None where it is not known.
     """
 
-    def __init__(self, device_info: DeviceInfo, timings: Mapping[OpSpec, Timing] | None = None) -> None:
+    def __init__(
+        self,
+        device_info: DeviceInfo,
+        timings: Mapping[OpSpec, Timing] | None = None,
+        *,
+        sentinel: Sentinel | None = None,
+    ) -> None:
         self.device_info = device_info
+        self.sentinel = sentinel
         self._timings = dict(timings or {})
 
     def __getitem__(self, spec: OpSpec) -> float:
@@ -106,7 +141,9 @@ class LatencyTable:
         Raises:
             OSError: the disk is full or the folder cannot be written; the message names `path`.
         """
-        metadata = _VERSIONS | {"device_info": self.device_info.to_dict()}
+        metadata: dict[str, Any] = _VERSIONS | {"device_info": self.device_info.to_dict()}
+        if self.sentinel is not None:
+            metadata["sentinel"] = self.sentinel.spec.to_dict() | {"quietest_ms": self.sentinel.quietest_ms}
         rows = [
             spec.to_dict() | {name: getattr(timing, name) for name in _TIMING_FIELDS}
             for spec, timing in self._timings.items()
@@ -140,6 +177,7 @@ class LatencyTable:
             metadata = _read_metadata(file)
             _refuse_differences(path, metadata, expected)
             device_info = DeviceInfo.from_dict(metadata["device_info"])
+            sentinel = _read_sentinel(metadata)
             _check_columns(file)
             timings = _read_timings(source)
         except _OtherDeviceError as error:
@@ -147,7 +185,7 @@ class LatencyTable:
         # pyarrow reports damage as one of its own errors, as OSError, or as text that is not Unicode (a ValueError).
         except (pa.ArrowException, OSError, ValueError, TypeError, RecursionError) as error:
             raise ValueError(f"{path} is damaged or no latency table: {error}") from error
-        return cls(device_info, timings)
+        return cls(device_info, timings, sentinel=sentinel)
 
 
 class _OtherDeviceError(Exception):
@@ -163,6 +201,14 @@ def _read_metadata(file: pq.ParquetFile) -> dict[str, Any]:
     if not isinstance(metadata, dict) or not isinstance(metadata.get("device_info"), dict):
         raise ValueError("its Parquet metadata names no device")
     return metadata
+
+
+def _read_sentinel(metadata: dict[str, Any]) -> Sentinel | None:
+    if "sentinel" not in metadata:  # an earlier version's
+        return None
+    fields = dict(metadata["sentinel"])
+    quietest_ms = fields.pop("quietest_ms", math.nan)
+    return Sentinel(spec=OpSpec(**fields), quietest_ms=quietest_ms)
 
 
 def _refuse_differences(path: Path, metadata: dict[str, Any], expected: DeviceInfo | None) -> None:

@@ -122,6 +122,54 @@ def test_continued_build_measures_only_missing_rows(spec):
     assert complete.num_readings == -1  # nothing to do: not even a sentinel
 
 
+def test_rows_of_a_slower_session_are_measured_again(spec, tmp_path):
+    """All of the first session ran at twice the load, which it could not know; the second one is quiet in the end."""
+    path, specs = tmp_path / "table.parquet", rows(spec, 6)
+    build(specs[:3], FakeMachine([2.0]), save_path=path)
+    begun = LatencyTable.load(path, expected=None)
+    assert times(begun) == {row: 2 * ms for row, ms in quiet_times(specs[:3]).items()}
+    machine = FakeMachine([2.0, 1.0])
+    table = build(specs, machine, table=begun, save_path=path)
+    assert times(table) == times(LatencyTable.load(path, expected=None)) == quiet_times(specs)
+    assert [machine.calls[row] for row in specs] == [1, 1, 1, 2, 2, 1]
+
+
+def test_rows_of_a_slower_session_are_not_kept_by_a_build_that_is_killed(spec, tmp_path):
+    path, specs = tmp_path / "table.parquet", rows(spec, 6)
+    begun, machine = build(specs[:3], FakeMachine([2.0])), FakeMachine()
+
+    def killed_before_the_last(spec):
+        if spec == specs[5]:
+            raise KeyboardInterrupt
+        return machine(spec)
+
+    with pytest.raises(KeyboardInterrupt):
+        build(specs, killed_before_the_last, table=begun, save_path=path)
+    assert times(LatencyTable.load(path, expected=None)) == quiet_times(specs[3:5])
+
+
+def test_a_slower_session_knows_how_quiet_the_one_before_was(spec, tmp_path, caplog):
+    path, specs = tmp_path / "table.parquet", rows(spec, 4)
+    build(specs[:2], FakeMachine(), save_path=path)
+    machine = FakeMachine([2.0])
+    with caplog.at_level(logging.WARNING):
+        build(specs, machine, table=LatencyTable.load(path, expected=None))
+    assert [machine.calls[row] for row in specs] == [0, 0, 3, 3]
+    assert "2 of 4 rows were measured while the sentinel (conv_d1) ran more than 15 % slower" in caplog.text
+
+
+def test_a_build_goes_on_with_the_sentinel_of_the_one_before(spec):
+    begun = build([spec("skip", 2, 4, size=4)], FakeMachine())
+    machine, seen = FakeMachine(), []
+
+    def timer(spec):
+        seen.append(spec)
+        return machine(spec)
+
+    build([spec("skip", 2, 4, size=8)], timer, table=begun)
+    assert {row for row in seen if row.name == SENTINEL_NAME} == {spec("conv_d1", 16, 16, size=4)}
+
+
 def test_killed_build_leaves_its_steady_rows_and_goes_on(spec, tmp_path):
     path, specs = tmp_path / "table.parquet", rows(spec, 8)
     machine = FakeMachine([1.0, 1.0, 1.0, 2.0])

@@ -10,6 +10,7 @@ import pytest
 
 from latency import LatencyTable, Timing
 from latency import table as table_module
+from latency.table import Sentinel
 from ops import OPS_VERSION
 
 
@@ -63,6 +64,27 @@ def test_parquet_round_trip(small_table, device_info, tmp_path):
     assert {spec: loaded.timing(spec) for spec in loaded} == {spec: small_table.timing(spec) for spec in small_table}
     assert list(loaded) == list(small_table)
     assert [entry.name for entry in path.parent.iterdir()] == ["table.parquet"]
+
+
+def test_the_sentinel_is_kept_and_may_be_missing(small_table, spec, tmp_path):
+    path = tmp_path / "table.parquet"
+    small_table.save(path)
+    assert LatencyTable.load(path, expected=None).sentinel is None  # as in files of earlier versions
+    small_table.sentinel = Sentinel(spec=spec("conv_d1"), quietest_ms=0.25)
+    small_table.save(path)
+    assert LatencyTable.load(path, expected=None).sentinel == small_table.sentinel
+
+
+@pytest.mark.parametrize("change", [{"quietest_ms": -1.0}, {"quietest_ms": None}, {"height": 0}, {"colour": "red"}])
+def test_an_impossible_sentinel_is_refused(small_table, spec, tmp_path, change):
+    path = tmp_path / "table.parquet"
+    small_table.sentinel = Sentinel(spec=spec("conv_d1"), quietest_ms=0.25)
+    small_table.save(path)
+    metadata = json.loads(pq.read_schema(path).metadata[b"latency_table"])
+    metadata["sentinel"] |= change
+    rewrite(path, metadata={"latency_table": json.dumps(metadata)})
+    with pytest.raises(ValueError, match=r"table.parquet is damaged or no latency table: "):
+        LatencyTable.load(path, expected=None)
 
 
 def test_empty_table_round_trip(device_info, tmp_path):
