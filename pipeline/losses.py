@@ -34,8 +34,15 @@ def training_loss(
 ) -> Tensor:
     """Return L_train of Eq. (14): L1, plus L_dp summed over the parts that are given.
 
-    Prior and network run separately on the same noisy image (E18). With `prior_denoised`, the prior's result, L1 is the
-    mean of the distances to it and to the clean image (not in the paper).
+    Prior and network run separately on the same noisy image (E18).
+
+    Args:
+        denoised: (B, 3, H, W), the network's result.
+        clean: same shape.
+        features: outputs of the network's parts, (B, C, H, W) or the (B, 3, H, W) residual image; none without L_dp.
+        targets: what the prior gives for the same parts, same shapes.
+        prior_denoised: (B, 3, H, W), the prior's result; L1 is then the mean of the distances to it and to the clean
+            image (not in the paper).
     """
     loss = F.l1_loss(denoised, clean)
     if prior_denoised is not None:

@@ -68,7 +68,14 @@ class PartNetwork(PartFrame):
         self.last_cell = space.last_cell
 
     def forward(self, x: Tensor) -> Tensor:
-        """Map a noisy image or features to features or the residual image."""
+        """Run the part.
+
+        Args:
+            x: (B, 3, H, W) noisy image for part 0, (B, C, H, W) features for parts 1 and 2; any height and width.
+
+        Returns:
+            (B, C, H, W) features, or the (B, 3, H, W) residual image for part 2.
+        """
         stem = self.stem(x)
         features = {CellPosition(0, 0): stem}
         for cell in self.cells.values():
@@ -86,7 +93,11 @@ class DenoisingNetwork(nn.Module):
         self.parts = nn.ModuleList(PartNetwork(i, part, genotype.space) for i, part in enumerate(genotype.parts))
 
     def features(self, noisy: Tensor) -> list[Tensor]:
-        """Return the outputs of the three parts for `noisy` (B, 3, H, W): features, features, residual image."""
+        """Return the outputs of the three parts for `noisy` (B, 3, H, W).
+
+        Returns:
+            (B, C, H, W) features twice, then the (B, 3, H, W) residual image.
+        """
         outputs = []
         x = noisy
         for part in self.parts:
