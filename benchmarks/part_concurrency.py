@@ -28,7 +28,7 @@ from pipeline.part_actors import PartActors, part_jobs
 from pipeline.part_search import result_of, search_part
 from pipeline.priors import NUM_PARTS, load_prior
 from pipeline.search import search_parts
-from pipeline.search_inputs import SearchInputs, cost_models, part_targets, prepare_inputs, search_key, space_of
+from pipeline.search_inputs import SearchInputs, cost_models, part_budgets, prepare_inputs, search_key, space_of
 from pipeline.time_slice import lengthen_time_slice
 from search_space import CostModel
 
@@ -48,7 +48,7 @@ def search_here(indices: Sequence[int], job: Job) -> list[str]:
             result_of(
                 search_part(
                     i, space, CachedFeatures(inputs.patches, i, device), costs[i], config.search,
-                    target_cost=part_targets(config, space, costs)[i], seed=config.seed, device=device,
+                    budget=part_budgets(config, costs)[i], seed=config.seed, device=device,
                     checkpoint_path=Path(folder) / f"part{i}.pt", checkpoint_key=search_key(config),
                 )
             )

@@ -30,7 +30,7 @@ from pipeline.config import load_config
 from pipeline.data.distilled import training_patches
 from pipeline.evaluate import evaluate_denoiser, mean_score
 from pipeline.run import Run, open_run
-from pipeline.search_inputs import cost_models, part_targets
+from pipeline.search_inputs import cost_models, part_budgets
 from pipeline.training import Trainer
 from search_space import (
     ArchParameters,
@@ -88,7 +88,7 @@ def random_genotypes(run: Run, table: LatencyTable, searched: Genotype, seed: in
     """Draw architectures whose every part is predicted within `TOLERANCE` of the searched part's latency."""
     generator = torch.Generator().manual_seed(1000 + seed)
     costs = cost_models(run.config, run.space, table.__getitem__)
-    budgets = part_targets(run.config, run.space, costs)
+    budgets = part_budgets(run.config, costs)
     return [
         dataclasses.replace(
             searched,

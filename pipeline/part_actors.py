@@ -22,7 +22,7 @@ from pipeline.config import Config
 from pipeline.part_checkpoints import checkpoint_file
 from pipeline.part_search import PartEpoch, PartSearchResult, search_part
 from pipeline.priors import NUM_PARTS
-from pipeline.search_inputs import SearchInputs, part_data, part_targets, search_key
+from pipeline.search_inputs import SearchInputs, part_budgets, part_data, search_key
 from pipeline.time_slice import lengthen_time_slice
 from search_space import CostModel, SearchSpace
 
@@ -44,7 +44,7 @@ class PartJob:
         config: settings of the whole search.
         space: the search space.
         costs: what the complexity regulariser counts in this part.
-        target: budget of this part in the unit of `costs`, or None.
+        budget: of this part in the unit of `costs`, or None.
         checkpoint_path: of this part, on the command's own node; None keeps nothing.
         home: Ray's id of the command's own node. On another one the checkpoint is kept in a temporary file, to be
             fetched.
@@ -54,7 +54,7 @@ class PartJob:
     config: Config
     space: SearchSpace
     costs: CostModel
-    target: float | None
+    budget: float | None
     checkpoint_path: str | None
     home: str
     checkpoint: bytes = b""
@@ -75,10 +75,10 @@ def part_jobs(
     folder = None if checkpoint_folder is None else checkpoint_folder.absolute()
     return [
         PartJob(
-            config=config, space=space, costs=cost, target=target, home=home or ray.get_runtime_context().get_node_id(),
+            config=config, space=space, costs=cost, budget=budget, home=home or ray.get_runtime_context().get_node_id(),
             checkpoint_path=None if folder is None else str(folder / f"part{index}.pt"),
         )
-        for index, (cost, target) in enumerate(zip(costs, part_targets(config, space, costs), strict=True))
+        for index, (cost, budget) in enumerate(zip(costs, part_budgets(config, costs), strict=True))
     ]  # fmt: skip
 
 
@@ -216,7 +216,7 @@ class PartActor:
                 part_data(config, inputs, self.part_index),
                 job.costs,
                 config.search,
-                target_cost=job.target,
+                budget=job.budget,
                 seed=config.seed,
                 device=torch.device(config.device),
                 initial_weights=None if initial_weights is None else initial_weights[self.part_index],

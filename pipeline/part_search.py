@@ -79,7 +79,7 @@ def search_part(
     costs: CostModel,
     config: SearchConfig,
     *,
-    target_cost: float | None = None,
+    budget: float | None = None,
     random_levels: Sequence[str] = (),
     seed: int,
     device: torch.device,
@@ -97,7 +97,7 @@ def search_part(
         data: inputs and the prior's features.
         costs: what the complexity regulariser counts.
         config: numbers of the search.
-        target_cost: budget of this part in the unit of `costs`; only cost above it is penalised.
+        budget: of this part in the unit of `costs`; only cost above it is penalised.
         random_levels: decided at random in place of searched, see `randomise_levels`; not all four, and without what
             decides anew: a budget, or candidates (`config.derive_samples`).
         seed: of initial weights, samples and batches; the part's index is mixed in.
@@ -113,7 +113,7 @@ def search_part(
         ValueError: the checkpoint was made with other settings, or `random_levels` would not be held.
         FloatingPointError: more than `max_bad_steps` steps had no finite loss, or an epoch none with one.
     """
-    if random_levels and (target_cost is not None or config.derive_samples > 0):
+    if random_levels and (budget is not None or config.derive_samples > 0):
         raise ValueError(
             "`random_levels` need a search without `search.target_ms` and `search.derive_samples`, which decide anew"
         )
@@ -123,9 +123,9 @@ def search_part(
     # Numbers of its own, so that a search with random levels draws the same batches as one without.
     randomise_levels(supernet.arch, random_levels, generator=torch.Generator().manual_seed(seed * 3 + part_index))
     supernet.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
-    if target_cost is not None:
-        restrict_to_budget(supernet.arch, costs.to(device), target_cost)
-    search = _PartSearch(supernet, data, costs.to(device), config, target_cost, generator)
+    if budget is not None:
+        restrict_to_budget(supernet.arch, costs.to(device), budget)
+    search = _PartSearch(supernet, data, costs.to(device), config, budget, generator)
     history: list[tuple[int, dict[str, float]]] = []
     before = 0.0
     if checkpoint_path is not None and checkpoint_path.exists():
@@ -216,14 +216,14 @@ class _PartSearch:
         data: PartData,
         costs: CostModel,
         config: SearchConfig,
-        target_cost: float | None,
+        budget: float | None,
         generator: torch.Generator,
     ) -> None:
         self.supernet = supernet
         self.data = data
         self.costs = costs
         self.config = config
-        self.target_cost = target_cost
+        self.budget = budget
         self.generator = generator
         self.arch_parameters = [p for p in supernet.arch.parameters() if p.requires_grad]
         self.weight_parameters = supernet.weight_parameters()
@@ -281,7 +281,7 @@ class _PartSearch:
                 return sum(feature_distance(network(x), target).item() for x, target in batches) / len(batches)
 
         part = find_candidate(
-            arch, self.costs, l_dp, budget=self.target_cost, complexity_weight=config.complexity_weight,
+            arch, self.costs, l_dp, budget=self.budget, complexity_weight=config.complexity_weight,
             num_candidates=config.derive_samples, threshold=config.threshold, generator=generator,
         )  # fmt: skip
         return self._network(part)
@@ -323,8 +323,8 @@ class _PartSearch:
         if config.complexity_weight > 0:
             expected = self.costs.expected(self.supernet.arch)
             l_comp = expected.regulariser
-            if self.target_cost is not None:
-                l_comp = (expected.total / self.target_cost - 1).clamp_min(0)
+            if self.budget is not None:
+                l_comp = (expected.total / self.budget - 1).clamp_min(0)
             (config.complexity_weight * l_comp).backward()
         total = sum(loss.item() for loss in losses)  # only here, since it waits for the device
         if not is_good_step(total, self.arch_parameters):

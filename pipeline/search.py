@@ -50,7 +50,7 @@ def search(
     """Search the three parts concurrently, in processes that live as long; needs an initialised Ray.
 
     Args:
-        config: settings; `search.target_ms` is divided among the parts as their uniform architectures' costs are.
+        config: settings; `part_budgets` divides `search.target_ms` among the parts.
         space: the search space.
         costs: of the three parts.
         inputs: shared training data.

@@ -93,8 +93,8 @@ def features_megabytes(config: Config, num_channels: int) -> float:
     return patch_set_bytes(config.search.num_patches, config.search.patch_size, num_channels) / 1e6
 
 
-def part_targets(config: Config, space: SearchSpace, costs: list[CostModel]) -> list[float | None]:
-    """Divide `search.target_ms` among the parts: fixed stems and tails first, the rest in proportion to the cells.
+def part_budgets(config: Config, costs: list[CostModel]) -> list[float | None]:
+    """Divide `search.target_ms` among the parts: each what its stem and narrowest tail cost, and a third of the rest.
 
     Raises:
         ValueError: the budget is below what stems and tails alone cost.

@@ -19,8 +19,8 @@ from pipeline.priors import NUM_PARTS, Prior, load_prior
 from pipeline.search_inputs import (
     SearchInputs,
     cost_models,
+    part_budgets,
     part_data,
-    part_targets,
     prepare_inputs,
     search_key,
     space_of,
@@ -66,12 +66,12 @@ def find_network(job: CellJob, config: Config, *, random_levels: Sequence[str] =
     space = space_of(config, prior.num_channels)
     inputs = search_inputs(job, config, prior)
     costs = cost_models(config, space, None if job.inputs.table is None else job.inputs.table.__getitem__)
-    targets = part_targets(config, space, costs)
+    budgets = part_budgets(config, costs)
     results = [
         result_of(
             search_part(
                 index, space, part_data(config, inputs, index), costs[index], config.search,
-                target_cost=targets[index], random_levels=random_levels, seed=config.seed, device=device,
+                budget=budgets[index], random_levels=random_levels, seed=config.seed, device=device,
                 checkpoint_path=job.folder / f"part{index}.pt", checkpoint_key=f"{job.variant} {search_key(config)}",
             )
         )

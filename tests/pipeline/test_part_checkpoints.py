@@ -17,7 +17,7 @@ def make_job(space: SearchSpace, path: Path | None, checkpoint: bytes = b"") -> 
         return 1.0
 
     return PartJob(
-        config=load_config("tiny"), space=space, costs=CostModel(0, space, price, height=32, width=32), target=None,
+        config=load_config("tiny"), space=space, costs=CostModel(0, space, price, height=32, width=32), budget=None,
         checkpoint_path=None if path is None else str(path), home="a node",
         checkpoint=checkpoint,
     )  # fmt: skip

@@ -194,7 +194,7 @@ def test_a_budget_takes_away_what_does_not_fit(run: Searcher, config: SearchConf
 
     costs = run.costs(price)
     free = run(config, costs=costs)
-    limited = run(replace(config, complexity_weight=1.0), costs=run.costs(price), target_cost=9.0)
+    limited = run(replace(config, complexity_weight=1.0), costs=run.costs(price), budget=9.0)
     assert all(row[1] > 0 for row in free.probabilities["alpha"])
     assert all(row[1] == 0 for row in limited.probabilities["alpha"])
     assert "conv_r" not in {cell.op for cell in limited.part.cells}
@@ -204,8 +204,8 @@ def test_derived_samples_keep_to_the_budget(run: Searcher, config: SearchConfig)
     costs = run.costs()
     reference = costs.of(run(config, costs=costs).part)
     limited = replace(config, complexity_weight=1.0, derive_samples=16)
-    target = 0.7 * reference
-    assert costs.of(run(limited, costs=run.costs(), target_cost=target).part) <= target
+    budget = 0.7 * reference
+    assert costs.of(run(limited, costs=run.costs(), budget=budget).part) <= budget
 
 
 @pytest.mark.parametrize("estimator", ESTIMATORS)
@@ -300,7 +300,7 @@ def test_levels_at_random_are_held_while_the_others_are_searched(run: Searcher, 
 
 def test_levels_at_random_are_refused_where_they_would_not_be_held(run: Searcher, config: SearchConfig) -> None:
     with pytest.raises(ValueError, match=r"`random_levels` need a search without `search.target_ms` and"):
-        run(config, random_levels=["alpha"], target_cost=1e6)
+        run(config, random_levels=["alpha"], budget=1e6)
     with pytest.raises(ValueError, match=r"`random_levels` need a search without `search.target_ms` and"):
         run(replace(config, derive_samples=4), random_levels=["beta"])
 

@@ -10,7 +10,7 @@ from pipeline.config import Config, load_config
 from pipeline.data.images import write_image
 from pipeline.priors import NAFNet, save_prior
 from pipeline.run import open_run
-from pipeline.search_inputs import cost_models, features_megabytes, part_targets, prepare_inputs, search_key, space_of
+from pipeline.search_inputs import cost_models, features_megabytes, part_budgets, prepare_inputs, search_key, space_of
 from search_space import SearchSpace
 
 
@@ -29,17 +29,17 @@ def test_the_space_has_the_priors_channels(tiny_space: SearchSpace) -> None:
 def test_a_budget_is_divided_after_stems_and_tails(tiny_space: SearchSpace) -> None:
     config = tiny("search.target_ms=19.0")
     costs = cost_models(config, tiny_space, price)
-    targets = part_targets(config, tiny_space, costs)
+    budgets = part_budgets(config, costs)
     frames = [cost.minimum_frame_cost for cost in costs]
     assert frames == [3, 3, 4]  # stem, tail and long skip; the last part has an image output too
-    assert targets == [6, 6, 7]
-    assert part_targets(tiny(), tiny_space, costs) == [None] * 3
+    assert budgets == [6, 6, 7]
+    assert part_budgets(tiny(), costs) == [None] * 3
 
 
 def test_a_budget_below_stems_and_tails_is_refused(tiny_space: SearchSpace) -> None:
     config = tiny("search.target_ms=10.0")
     with pytest.raises(ValueError, match=r"`search.target_ms` 10.0 is below the 10.00 ms that stems and tails cost"):
-        part_targets(config, tiny_space, cost_models(config, tiny_space, price))
+        part_budgets(config, cost_models(config, tiny_space, price))
 
 
 def test_latency_costs_need_a_table(tiny_space: SearchSpace) -> None:
