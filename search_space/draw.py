@@ -22,6 +22,7 @@ from search_space.complexity import genotype_num_parameters
 from search_space.genotype import CellGenotype, Genotype, PartGenotype
 from search_space.part import LAST_PART
 from search_space.space import CellPosition, SearchSpace
+from search_space.supernet import cell_key
 
 Point = tuple[float, float]
 
@@ -166,7 +167,7 @@ def _draw_part(canvas: _Canvas, part: PartGenotype, space: SearchSpace, num_para
     _draw_grid(canvas, space)
     cells = {cell.position: cell for cell in part.cells}
     for position in space.cells:
-        name = f"r{position.resolution}_l{position.layer}"
+        name = cell_key(position)
         if position not in cells:
             _box(canvas, position, gid=f"dropped_{name}")
             continue
@@ -228,7 +229,7 @@ def _draw_frame(canvas: _Canvas, space: SearchSpace, last_channels: int) -> None
 def _draw_pathways(canvas: _Canvas, cell: CellGenotype, part: PartGenotype, space: SearchSpace) -> None:
     """Draw what `cell` reads. Each pathway has its own place on the edge of a box, so that none hides another."""
     target = cell.position
-    name = f"r{target.resolution}_l{target.layer}"
+    name = cell_key(target)
     for direction, _ in cell.resolution_pathways:
         height = {"up": 0.5, "same": 0.0, "down": -0.5}[direction]
         start, end = canvas.port(space.source(target, direction), 1, height), canvas.port(target, -1, -height)

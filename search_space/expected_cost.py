@@ -15,7 +15,7 @@ from torch import Tensor
 
 from ops import OpSpec
 from search_space.arch_parameters import ArchParameters
-from search_space.genotype import PartGenotype
+from search_space.genotype import NUM_PARTS, PartGenotype
 from search_space.network import part_op_specs
 from search_space.part import feature_size, frame_specs
 from search_space.space import DIRECTIONS, WIDTHS, CellPosition, Direction, SearchSpace
@@ -234,7 +234,7 @@ def space_op_specs(space: SearchSpace, *, height: int, width: int) -> list[OpSpe
         specs[spec] = None
         return 0.0
 
-    for part_index in range(3):
+    for part_index in range(NUM_PARTS):
         CostModel(part_index, space, record, height=height, width=width)
     return list(specs)
 

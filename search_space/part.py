@@ -27,12 +27,12 @@ class PartFrame(nn.Module):
     part it was 30.1 dB either way (1500 steps, sigma 25, C = 16, seed 0; AMD EPYC, 2026-11-24).
     """
 
-    def __init__(self, part_index: int, num_channels: int, last_width_channels: int) -> None:
+    def __init__(self, part_index: int, num_channels: int, last_channels: int) -> None:
         super().__init__()
         if part_index not in (0, 1, 2):
             raise ValueError(f"`part_index` must be 0, 1 or 2, got {part_index!r}")
         self.part_index = part_index
-        specs = frame_specs(part_index, num_channels, last_width_channels, 1, 1)
+        specs = frame_specs(part_index, num_channels, last_channels, 1, 1)
         self.stem = create_op(specs["stem"])
         self.tail = create_op(specs["tail"])
         for parameter in self.tail.parameters():
@@ -40,7 +40,16 @@ class PartFrame(nn.Module):
         self.image = create_op(specs["image"]) if part_index == LAST_PART else None
 
     def close(self, x: Tensor, stem: Tensor, last: Tensor) -> Tensor:
-        """Add the long skip to the tail of the `last` cell's output; give the residual image in the last part."""
+        """Add the long skip to the tail of the last cell's output; give the residual image in the last part.
+
+        Args:
+            x: the part's input, (B, 3, H, W) for part 0, (B, C, H, W) for parts 1 and 2.
+            stem: (B, C, H, W), the stem's output; the long skip of part 0.
+            last: (B, any, H, W), the last cell's output.
+
+        Returns:
+            (B, C, H, W) features, or the (B, 3, H, W) residual image for part 2.
+        """
         features = self.tail(last) + (stem if self.part_index == 0 else x)
         return features if self.image is None else self.image(features)
 

@@ -11,7 +11,7 @@ from typing import Any
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-NUM_PARTS = 3
+from search_space import NUM_PARTS
 
 
 class Prior(nn.Module, ABC):
