@@ -17,7 +17,7 @@ from ops import OpSpec
 from search_space.arch_parameters import ArchParameters
 from search_space.genotype import NUM_PARTS, PartGenotype
 from search_space.network import part_op_specs
-from search_space.part import feature_size, frame_specs
+from search_space.part import frame_specs
 from search_space.space import DIRECTIONS, WIDTHS, CellPosition, Direction, SearchSpace
 
 Price = Callable[[OpSpec], float]
@@ -71,23 +71,26 @@ class CostModel:
                 self.prices[spec] = float(price(spec))
             return self.prices[spec]
 
-        for i, in_width in enumerate(WIDTHS):
-            frame = frame_specs(part_index, space.num_channels, space.channels(in_width), height, width)
+        def cost(name: str, in_channels: int, out_channels: int, resolution: int) -> float:
+            spec = space.op_spec(name, in_channels, out_channels, resolution=resolution, height=height, width=width)
+            return priced(spec)
+
+        channels = [space.channels(width) for width in WIDTHS]
+        for i, in_channels in enumerate(channels):
+            frame = frame_specs(part_index, space, in_channels, height=height, width=width)
             self.tail_costs[i] = priced(frame.pop("tail"))
             self.frame_cost = sum(map(priced, frame.values()))
             for n, cell in enumerate(cells):
-                self.add_costs[n, i] = priced(_spec(space, "add", in_width, in_width, cell.resolution, height, width))
-            for j, out_width in enumerate(WIDTHS):
+                self.add_costs[n, i] = cost("add", in_channels, in_channels, cell.resolution)
+            for j, out_channels in enumerate(channels):
                 for n, cell in enumerate(cells):
                     for k, name in enumerate(ops):
-                        spec = _spec(space, name, in_width, out_width, cell.resolution, height, width)
-                        self.op_costs[n, k, i, j] = priced(spec)
+                        self.op_costs[n, k, i, j] = cost(name, in_channels, out_channels, cell.resolution)
                     for d, direction in enumerate(DIRECTIONS):
                         if direction == "same" or direction not in space.directions(cell):
                             continue
                         resolution = space.source(cell, direction).resolution
-                        spec = _spec(space, direction, in_width, out_width, resolution, height, width)
-                        self.resample_costs[n, d, i, j] = priced(spec)
+                        self.resample_costs[n, d, i, j] = cost(direction, in_channels, out_channels, resolution)
 
         def index(feature: CellPosition) -> int:
             return cells.index(feature) if feature in cells else len(cells)  # the stem comes after the cells
@@ -237,13 +240,3 @@ def space_op_specs(space: SearchSpace, *, height: int, width: int) -> list[OpSpe
     for part_index in range(NUM_PARTS):
         CostModel(part_index, space, record, height=height, width=width)
     return list(specs)
-
-
-def _spec(
-    space: SearchSpace, name: str, in_width: int, out_width: int, resolution: int, height: int, width: int
-) -> OpSpec:
-    h, w = feature_size(height, width, resolution)
-    return OpSpec(
-        name=name, in_channels=space.channels(in_width), out_channels=space.channels(out_width),
-        base_channels=space.num_channels, height=h, width=w,
-    )  # fmt: skip

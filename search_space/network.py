@@ -6,6 +6,7 @@ Legend: B batch, C channels, H height, W width.
 """
 
 from collections.abc import Sequence
+from functools import partial
 
 import torch
 from torch import Tensor, nn
@@ -13,7 +14,7 @@ from torch import Tensor, nn
 from ops import OpSpec, create_op, load_prefix
 from search_space.fold import Term, Weights, fold_skips
 from search_space.genotype import NUM_PARTS, CellGenotype, Genotype, PartGenotype
-from search_space.part import PartFrame, feature_size, frame_specs, mix
+from search_space.part import PartFrame, frame_specs, mix
 from search_space.space import WIDTHS, CellPosition, Direction, SearchSpace
 from search_space.supernet import MixedCell, PartSupernet, cell_key
 
@@ -55,7 +56,7 @@ class PartNetwork(PartFrame):
     """One part of a derived network; same input and output as `PartSupernet`, without its candidates."""
 
     def __init__(self, part_index: int, part: PartGenotype, space: SearchSpace) -> None:
-        super().__init__(part_index, space.num_channels, space.channels(part.cells[-1].out_width))
+        super().__init__(part_index, space, space.channels(part.cells[-1].out_width))
         self.part = part
         out_widths, summed = _out_widths(part), fold_skips(part, space)
         self.cells = nn.ModuleDict(
@@ -140,7 +141,7 @@ def inherit_weights(part: PartNetwork, supernet: PartSupernet) -> None:
 def part_op_specs(part_index: int, part: PartGenotype, space: SearchSpace, *, height: int, width: int) -> list[OpSpec]:
     """List every operator call of a part on a `height` x `width` image: what a latency table prices."""
     last_channels = space.channels(part.cells[-1].out_width)
-    specs = list(frame_specs(part_index, space.num_channels, last_channels, height, width).values())
+    specs = list(frame_specs(part_index, space, last_channels, height=height, width=width).values())
     for calls in cell_op_specs(part, space, height=height, width=width).values():
         specs += calls
     return specs
@@ -178,20 +179,14 @@ def _cell_specs(
     width: int,
 ) -> dict[str, OpSpec]:
     """Return the OpSpec of the operator, of each resampler and of each sum, keyed `op`, `up`, `down`, `add1` .."""
-    in_channels = space.channels(cell.in_width)
-
-    def spec(name: str, in_channels: int, out_channels: int, resolution: int) -> OpSpec:
-        h, w = feature_size(height, width, resolution)
-        return OpSpec(
-            name=name, in_channels=in_channels, out_channels=out_channels, base_channels=space.num_channels,
-            height=h, width=w,
-        )  # fmt: skip
-
-    specs = {"op": spec(cell.op, in_channels, space.channels(cell.out_width), cell.position.resolution)}
+    in_channels, resolution = space.channels(cell.in_width), cell.position.resolution
+    spec = partial(space.op_spec, height=height, width=width)
+    specs = {"op": spec(cell.op, in_channels, space.channels(cell.out_width), resolution=resolution)}
     for direction, _ in cell.resolution_pathways:
         if direction != "same":
             source = space.source(cell.position, direction)
-            specs[direction] = spec(direction, space.channels(out_widths[source]), in_channels, source.resolution)
+            source_channels = space.channels(out_widths[source])
+            specs[direction] = spec(direction, source_channels, in_channels, resolution=source.resolution)
     for index in range(1, len(weights)):  # every source beyond the first is added
-        specs[f"add{index}"] = spec("add", in_channels, in_channels, cell.position.resolution)
+        specs[f"add{index}"] = spec("add", in_channels, in_channels, resolution=resolution)
     return specs

@@ -6,11 +6,13 @@ Legend: B batch, C channels, H height, W width.
 """
 
 from collections.abc import Sequence
+from functools import partial
 
 import torch
 from torch import Tensor, nn
 
 from ops import OpSpec, create_op, fit_channels
+from search_space.space import SearchSpace
 
 LAST_PART = 2
 
@@ -27,12 +29,12 @@ class PartFrame(nn.Module):
     part it was 30.1 dB either way (1500 steps, sigma 25, C = 16, seed 0; AMD EPYC, 2026-11-24).
     """
 
-    def __init__(self, part_index: int, num_channels: int, last_channels: int) -> None:
+    def __init__(self, part_index: int, space: SearchSpace, last_channels: int) -> None:
         super().__init__()
         if part_index not in (0, 1, 2):
             raise ValueError(f"`part_index` must be 0, 1 or 2, got {part_index!r}")
         self.part_index = part_index
-        specs = frame_specs(part_index, num_channels, last_channels, 1, 1)
+        specs = frame_specs(part_index, space, last_channels, height=1, width=1)
         self.stem = create_op(specs["stem"])
         self.tail = create_op(specs["tail"])
         for parameter in self.tail.parameters():
@@ -54,15 +56,11 @@ class PartFrame(nn.Module):
         return features if self.image is None else self.image(features)
 
 
-def frame_specs(part_index: int, num_channels: int, last_channels: int, height: int, width: int) -> dict[str, OpSpec]:
+def frame_specs(
+    part_index: int, space: SearchSpace, last_channels: int, *, height: int, width: int
+) -> dict[str, OpSpec]:
     """Return the OpSpec of `stem`, `tail`, `long_skip` and, in the last part, `image`."""
-
-    def spec(name: str, in_channels: int, out_channels: int) -> OpSpec:
-        return OpSpec(
-            name=name, in_channels=in_channels, out_channels=out_channels, base_channels=num_channels,
-            height=height, width=width,
-        )  # fmt: skip
-
+    num_channels, spec = space.num_channels, partial(space.op_spec, height=height, width=width)
     specs = {
         "stem": spec("conv_d1", 3 if part_index == 0 else num_channels, num_channels),
         "tail": spec("conv3x3", last_channels, num_channels),
@@ -86,9 +84,3 @@ def mix(features: Sequence[Tensor], weights: Sequence[Tensor | float], channels:
     for feature, weight in zip(features[1:], weights[1:], strict=True):
         total = torch.addcmul(total, fit_channels(feature, channels), torch.as_tensor(weight).to(total))
     return total
-
-
-def feature_size(height: int, width: int, resolution: int) -> tuple[int, int]:
-    """Return height and width at `resolution`: stride 2 rounds up."""
-    scale = 2**resolution
-    return -(-height // scale), -(-width // scale)

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Literal, NamedTuple
 
-from ops import list_ops
+from ops import OpSpec, list_ops
 
 Direction = Literal["up", "same", "down"]
 # Where a cell's multi-resolution input comes from: up-sampled from the coarser resolution, the same resolution, or
@@ -149,6 +149,25 @@ class SearchSpace:
     def channels(self, width: int) -> int:
         """Return the number of channels at `width` eighths."""
         return self.num_channels * width // 8
+
+    def op_spec(
+        self, name: str, in_channels: int, out_channels: int, *, resolution: int = 0, height: int, width: int
+    ) -> OpSpec:
+        """Return the call of an operator on features of `resolution` of an image; stride 2 rounds up.
+
+        Args:
+            name: of the operator.
+            in_channels: of its input.
+            out_channels: of its output.
+            resolution: 0 is the image's own.
+            height: of the image in pixels.
+            width: of the image in pixels.
+        """
+        scale = 2**resolution
+        return OpSpec(
+            name=name, in_channels=in_channels, out_channels=out_channels, base_channels=self.num_channels,
+            height=-(-height // scale), width=-(-width // scale),
+        )  # fmt: skip
 
     def log10_size(self, *, threshold: float = 0.5) -> float:
         """Count the settings of one part's choices, as log10.

@@ -9,7 +9,7 @@ Legend: B batch, C channels, H height, W width.
 import torch
 from torch import Tensor, nn
 
-from ops import OpSpec, create_op
+from ops import create_op
 from search_space.arch_parameters import ArchParameters, Choices
 from search_space.part import PartFrame, mix
 from search_space.space import DIRECTIONS, WIDTHS, CellPosition, Pathways, SearchSpace
@@ -29,8 +29,7 @@ class MixedCell(nn.Module):
         self.space = space
 
         def create(name: str) -> nn.Module:
-            c = space.num_channels
-            spec = OpSpec(name=name, in_channels=c, out_channels=c, base_channels=c, height=1, width=1)
+            spec = space.op_spec(name, space.num_channels, space.num_channels, height=1, width=1)
             return create_op(spec, slimmable=True)
 
         self.ops = nn.ModuleDict({name: create(name) for name in space.candidate_ops})
@@ -116,7 +115,7 @@ class PartSupernet(PartFrame):
     width_masks: Tensor
 
     def __init__(self, part_index: int, space: SearchSpace, *, generator: torch.Generator) -> None:
-        super().__init__(part_index, space.num_channels, space.num_channels)
+        super().__init__(part_index, space, space.num_channels)
         self.space = space
         self.arch = ArchParameters(space, generator=generator)
         self.cells = nn.ModuleDict({cell_key(cell): MixedCell(cell, space) for cell in space.cells})
