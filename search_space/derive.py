@@ -4,6 +4,7 @@ Called at the end of a part search. The paper says "decode": arXiv 2502.13359, S
 """
 
 import copy
+import math
 from collections.abc import Mapping
 
 import torch
@@ -117,40 +118,50 @@ def choices_of(part: PartGenotype, space: SearchSpace) -> Choices:
     readers expect.
 
     Raises:
-        ValueError: the part uses an operator that the space lacks, or a cell expects another width than its source has.
+        ValueError: no supernet of the space computes the part: it lacks an operator, a cell expects another width than
+            its source has, or the weights of a cell's pathways do not sum to 1.
     """
-    by_position = {cell.position: cell for cell in part.cells}
-    out_widths = {CellPosition(0, 0): WIDTHS[0]} | {cell.position: cell.out_width for cell in part.cells}
-    for reader in part.cells:
-        source = space.input_width_source(reader.position)
-        if out_widths.setdefault(source, reader.in_width) != reader.in_width:
-            raise ValueError(f"the `in_width` of cell {tuple(reader.position)} must be the width {out_widths[source]} "
-                             f"of cell {tuple(source)}, got {reader.in_width}")  # fmt: skip
-    ops: list[tuple[int, ...]] = []
-    widths, pathways = [], []
+    out_widths = _out_widths(part, space)
+    ops: list[tuple[int, ...]] = [()] * len(space.cells)
+    pathways = [Pathways()] * len(space.cells)
     resolution_weights = torch.zeros(len(space.cells), len(DIRECTIONS))
     dense_weights = torch.zeros(len(space.cells), space.num_layers)
-    for n, position in enumerate(space.cells):
-        cell = by_position.get(position)
-        if cell is None:
-            ops.append(())
-            pathways.append(Pathways())
-            widths.append(WIDTHS.index(out_widths.get(position, WIDTHS[0])))
-            continue
-        if cell.op not in space.candidate_ops:
-            raise ValueError(f"operator {cell.op!r} of cell {tuple(position)} is not in the space")
-        ops.append((space.candidate_ops.index(cell.op),))
-        pathways.append(cell.pathways)
-        widths.append(WIDTHS.index(cell.out_width))
+    for cell in part.cells:
+        n = space.cells.index(cell.position)
+        ops[n], pathways[n] = (space.candidate_ops.index(cell.op),), cell.pathways
         for direction, weight in cell.resolution_pathways:
             resolution_weights[n, DIRECTIONS.index(direction)] = weight
         for layer, weight in cell.dense_pathways:
             dense_weights[n, layer] = weight
     return Choices(
         ops=Selection(active=tuple(ops), factors=None),
-        widths=tuple(widths),
+        widths=tuple(WIDTHS.index(out_widths.get(position, WIDTHS[0])) for position in space.cells),
         width_factors=None,
         pathways=tuple(pathways),
         resolution_weights=resolution_weights,
         dense_weights=dense_weights,
     )
+
+
+def _out_widths(part: PartGenotype, space: SearchSpace) -> dict[CellPosition, int]:
+    """Return the widths of the part's features, and those that its cells expect of features that it lacks.
+
+    Raises:
+        ValueError: as `choices_of`.
+    """
+    out_widths = {CellPosition(0, 0): WIDTHS[0]} | {cell.position: cell.out_width for cell in part.cells}
+    for cell in part.cells:
+        where = f"cell {tuple(cell.position)}"
+        if cell.op not in space.candidate_ops:
+            raise ValueError(f"operator {cell.op!r} of {where} is not in the space")
+        source = space.input_width_source(cell.position)
+        if out_widths.setdefault(source, cell.in_width) != cell.in_width:
+            raise ValueError(
+                f"the `in_width` of {where} must be the width {out_widths[source]} of cell {tuple(source)}, "
+                f"got {cell.in_width}"
+            )
+        for name in ("resolution_pathways", "dense_pathways"):
+            weights = [weight for _, weight in getattr(cell, name)]
+            if weights and not math.isclose(sum(weights), 1, abs_tol=1e-6):
+                raise ValueError(f"the weights of `{name}` of {where} must sum to 1, got {weights}")
+    return out_widths

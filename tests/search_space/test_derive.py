@@ -204,6 +204,15 @@ def test_choices_need_inputs_as_wide_as_their_sources(genotype: Genotype, space:
                 choices_of(PartGenotype(cells=cells), space)
 
 
+@pytest.mark.parametrize("name", ["resolution_pathways", "dense_pathways"])
+def test_choices_need_weights_that_sum_to_one(genotype: Genotype, space: SearchSpace, name: str) -> None:
+    *before, last = genotype.parts[0].cells
+    halved = [(source, weight / 2) for source, weight in getattr(last, name)]
+    wrong = replace(last, **{name: tuple(halved)})
+    with pytest.raises(ValueError, match=rf"the weights of `{name}` of cell \(0, 6\) must sum to 1, got \[0\."):
+        choices_of(PartGenotype(cells=(*before, wrong)), space)
+
+
 def test_stored_probabilities_derive_the_same_part(tiny_space: SearchSpace) -> None:
     """Logits of a search that has hardly begun are so close that rounding them would order them otherwise."""
     for seed in range(20):
