@@ -18,6 +18,8 @@ from pipeline.sending import UNSENT_FILE, BackgroundSender, FolderRun
 from pipeline.tracking import RUN_ID_FILE, Tracker
 from search_space import Genotype
 
+# In `UNSENT_FILE` of a collection that is finished.
+_FINISHED = "finished; `denoise-nas track`, or the same command, sends what MLflow lacks\n"
 KIND_COLLECTION, KIND_ARCHITECTURE = "collection", "architecture"
 COLUMNS = (
     "metrics.`proxy_psnr_db`", "metrics.`own_psnr_db`", "metrics.`predicted_ms`", "metrics.`gmacs`",
@@ -81,9 +83,21 @@ class CollectionTracking(FolderRun):
         self._unsent.unlink(missing_ok=True)
         return num_sent
 
+    def catch_up(self, records: Sequence[Record]) -> int:
+        """Send the records that MLflow lacks, and end the parent run if the collection is finished; return how many."""
+        if not self._unsent.exists() or self._unsent.read_text(encoding="utf-8") == _FINISHED:
+            return self.end(records)
+        num_sent = self.send(records)
+        self.reach().leave()
+        return num_sent
+
+    def mark_finished(self) -> None:
+        """Remember that nothing but MLflow lacks anything of the collection."""
+        write_atomically(self._unsent, _FINISHED)
+
     def sender(self) -> BackgroundSender[Record]:
         """Return what sends records while the collection grows."""
-        write_atomically(self._unsent, "`denoise-nas track`, or the same command, sends what MLflow lacks\n")
+        write_atomically(self._unsent, "the same command goes on; `denoise-nas track` sends what there is\n")
         return BackgroundSender(self.send, promise="records stay on disk for `denoise-nas track`")
 
     def _open(self) -> Tracker:
@@ -128,7 +142,7 @@ def track_study(folder: Path, uri: str, config: Config, files: Sequence[Path]) -
     parent = CollectionTracking(folder, uri, config).reach()
     for path in files:
         parent.log_artifact(path, "study" if path.suffix == ".html" else f"study/{path.parent.name}")
-    parent.end()
+    parent.leave()
 
 
 def run_name(record: Record) -> str:

@@ -129,6 +129,7 @@ def collect_command(options: argparse.Namespace, console: Console) -> None:
         sender = stack.enter_context(tracking.sender())
         stack.enter_context(ray_session(config.ray))
         records = collect(run, num_searched=options.num, num_random=options.random, on_record=sender.add)
+        tracking.mark_finished()
         has_sent = sender.finish(lambda: tracking.end(records))
     console.print(collection_table(records))
     console.print(f"data set: {run.path(DATASET_FOLDER)}", soft_wrap=True)
@@ -148,7 +149,7 @@ def track_command(options: argparse.Namespace, console: Console) -> None:
     config = _collection_config(folder, options)
     with locked(folder):
         tracking = CollectionTracking(folder, config.tracking_uri, config)
-        num_sent = tracking.end(records)
+        num_sent = tracking.catch_up(records)
     console.print(f"{num_sent} of {len(records)} records sent to {config.tracking_uri}", soft_wrap=True)
 
 

@@ -62,11 +62,14 @@ class Tracker:
         run_id: of the run; give it to `open` to write on.
     """
 
-    def __init__(self, client: MlflowClient, *, tracking_uri: str, experiment_id: str, run_id: str) -> None:
+    def __init__(
+        self, client: MlflowClient, *, tracking_uri: str, experiment_id: str, run_id: str, status: str = "FINISHED"
+    ) -> None:
         self.tracking_uri = tracking_uri
         self.experiment_id = experiment_id
         self.run_id = run_id
         self._client = client
+        self._status = status  # that `leave` gives it
         self._skipped: set[str] = set()
 
     @classmethod
@@ -110,15 +113,16 @@ class Tracker:
         if parent_run_id is not None:
             all_tags["mlflow.parentRunId"] = parent_run_id
         all_tags = {key: _shorten(value, MAX_TAG_LENGTH) for key, value in all_tags.items()}
+        status = "FINISHED"
         with _refusals(f"cannot open run {run_name!r} at {tracking_uri}"):
             experiment_id = _experiment(client, experiment_name, artifacts).experiment_id
             if run_id is None:
                 run_id = client.create_run(experiment_id, run_name=run_name, tags=all_tags).info.run_id
             else:
-                _resume(client, run_id, run_name=run_name, experiment_id=experiment_id, tags=all_tags)
+                status = _resume(client, run_id, run_name=run_name, experiment_id=experiment_id, tags=all_tags)
         if remember is not None:
             write_atomically(remember, run_id + "\n")
-        return cls(client, tracking_uri=tracking_uri, experiment_id=experiment_id, run_id=run_id)
+        return cls(client, tracking_uri=tracking_uri, experiment_id=experiment_id, run_id=run_id, status=status)
 
     def reach(self) -> None:
         """Ask the server for an answer.
@@ -218,6 +222,12 @@ class Tracker:
         """Mark the run as ended."""
         with self._refusals("end"):
             self._client.set_terminated(self.run_id, status)
+
+    def leave(self) -> None:
+        """Mark the run as it was marked when it was opened, after something was added to it; a new one as FINISHED."""
+        if self._status != "RUNNING":
+            with self._refusals("end"):
+                self._client.set_terminated(self.run_id, self._status)
 
     def _log_metrics(self, values: Sequence[tuple[str, float, int, int]]) -> None:
         entries = []
@@ -350,12 +360,14 @@ def _experiment(client: MlflowClient, name: str, artifacts: Path | None) -> Expe
     return experiment
 
 
-def _resume(client: MlflowClient, run_id: str, *, run_name: str, experiment_id: str, tags: Mapping[str, str]) -> None:
+def _resume(client: MlflowClient, run_id: str, *, run_name: str, experiment_id: str, tags: Mapping[str, str]) -> str:
+    """Mark a run as running; return how it was marked."""
     run = client.get_run(run_id)
     if run.info.experiment_id != experiment_id:
         raise TrackingError(f"run {run_id} is in experiment {run.info.experiment_id}, not in {experiment_id}")
     client.update_run(run_id, status="RUNNING", name=run_name)
     client.log_batch(run_id, tags=[RunTag(key, value) for key, value in tags.items()])
+    return run.info.status
 
 
 def _shorten(text: str, length: int) -> str:

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from pipeline.collect import collection_hash
-from pipeline.collection_tracking import CollectionTracking
+from pipeline.collection_tracking import CollectionTracking, track_study
 from pipeline.config import load_config
 from pipeline.priors import NUM_PARTS
 from pipeline.tracking import MlflowClient, MlflowException, TrackingError
@@ -40,6 +40,31 @@ def test_a_collection_that_goes_on_with_what_may_change_reaches_mlflow(tmp_path:
     assert second.run_id == first.run_id
     params = MlflowClient(uri).get_run(second.run_id).data.params
     assert params["search.num_epochs"] == "3" and params["collect.warm_start"] == "True"
+
+
+def test_track_and_analyze_leave_an_unfinished_collection_as_it_was(tmp_path: Path) -> None:
+    uri, report = f"sqlite:///{tmp_path / 'mlflow.db'}", tmp_path / "report.html"
+    report.write_text("")
+    config = load_config("tiny")
+
+    def tracking() -> CollectionTracking:
+        return CollectionTracking(tmp_path, uri, config)
+
+    def status() -> str:
+        return MlflowClient(uri).get_run((tmp_path / "mlflow_run_id").read_text().strip()).info.status
+
+    with pytest.raises(KeyboardInterrupt), tracking() as first, first.sender():
+        first.reach()
+        raise KeyboardInterrupt
+    for _ in range(2):
+        assert tracking().catch_up([]) == 0
+        track_study(tmp_path, uri, config, [report])
+        assert status() == "KILLED" and (tmp_path / "mlflow_unsent").exists()
+    tracking().mark_finished()  # and the server was away then
+    tracking().catch_up([])
+    assert status() == "FINISHED" and not (tmp_path / "mlflow_unsent").exists()
+    track_study(tmp_path, uri, config, [report])
+    assert status() == "FINISHED"
 
 
 def test_a_record_whose_sending_failed_half_way_is_in_mlflow_once(
