@@ -30,15 +30,16 @@ def _state_of_home() -> dict[str, int | None]:
 
 
 def _processes_that_name(folder: Path) -> list[str]:
-    """Return the commands of running processes that were given a path below `folder`, or hold it open."""
+    """Return the commands of running processes that were given a path below `folder`, work there or hold it open."""
     found = []
     for process in Path("/proc").iterdir():
         if not process.name.isdigit() or int(process.name) == os.getpid():
             continue
         try:
             command = (process / "cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace")
+            held = [os.readlink(link) for link in (process / "cwd", *(process / "fd").iterdir())]
         except OSError:  # it has just ended
             continue
-        if str(folder) in command:
+        if any(str(folder) in name for name in (command, *held)):
             found.append(command)
     return found
