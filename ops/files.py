@@ -1,4 +1,4 @@
-"""Files written beside their names and then renamed, so that no name ever holds half a file.
+"""Files written beside their names and then renamed, so that no name ever holds half a file; texts of bounded size.
 
 Used by genotypes, latency tables and whatever `pipeline` writes; it stands in the folder that all of them may import.
 """
@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
+_MAX_TEXT_BYTES = 10_000_000
 _PARTIAL = re.compile(r"\..+\.(\d{1,7})\.nas-partial(\.[^.]*)?")  # names that `written_beside` writes under, by process
 
 
@@ -52,6 +53,17 @@ def write_atomically(path: Path | str, content: str | bytes) -> None:
     """Write text or bytes so that `path` never holds half of it."""
     with written_beside(path) as beside:
         beside.write_bytes(content.encode("utf-8") if isinstance(content, str) else content)
+
+
+def read_text(path: Path) -> str:
+    """Read a text that may come from anybody.
+
+    Raises:
+        ValueError: it has more than 10 MB, far above any of ours, or is not UTF-8.
+    """
+    if path.stat().st_size > _MAX_TEXT_BYTES:
+        raise ValueError(f"it is larger than {_MAX_TEXT_BYTES} bytes")
+    return path.read_text(encoding="utf-8")
 
 
 def remove_partial_files(folder: Path) -> None:

@@ -23,7 +23,7 @@ from ray.util.queue import Queue
 from torch import Tensor
 
 from latency import LatencyTable
-from ops.files import write_atomically
+from ops.files import read_text, write_atomically
 from pipeline.checkpoint import load_metadata, load_weights, save_weights
 from pipeline.cluster import cluster_address, driver_queue, own_folder, prepare_worker, read_op_files
 from pipeline.config import Config
@@ -102,7 +102,7 @@ def claim_collection(folder: Path, config: Config) -> None:
     if not path.exists():
         write_atomically(path, json.dumps(identity) + "\n")
     try:
-        found = json.loads(path.read_text(encoding="utf-8"))
+        found = json.loads(read_text(path))
         same_version = found["schema_version"] == identity["schema_version"]
     except (ValueError, KeyError, TypeError, RecursionError) as error:
         raise ValueError(f"{path} is damaged: {error!r}") from error

@@ -15,6 +15,7 @@ from typing import Any
 from rich.console import Console
 
 from latency import LatencyTable
+from ops.files import read_text
 from pipeline.config import Config, load_config
 from pipeline.report import ProgressReport, collection_table, price_table, score_table, study_table, summary_table
 
@@ -48,7 +49,7 @@ def run_command(options: argparse.Namespace, console: Console) -> None:
 
 def _read_summary(path: Path) -> dict[str, Any]:
     try:
-        summary = json.loads(path.read_text(encoding="utf-8"))
+        summary = json.loads(read_text(path))
         summary_table(summary)  # has all that is shown and sent
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise ValueError(f"{path} is damaged: {error!r}; remove it, and the same command writes it again") from error

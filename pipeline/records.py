@@ -17,7 +17,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from latency.parquet import bounded_batches
-from ops.files import write_atomically, written_beside
+from ops.files import read_text, write_atomically, written_beside
 from search_space import DIRECTIONS, LEVELS, NUM_PARTS, WIDTHS, Genotype, SearchSpace, cell_op_specs, op_macs
 
 RECORD_SCHEMA_VERSION = 1
@@ -155,7 +155,7 @@ def read_records(folder: Path) -> list[Record]:
     records = []
     for path in sorted(folder.glob("*.json")):
         try:
-            record = json.loads(path.read_text(encoding="utf-8"))
+            record = json.loads(read_text(path))
             version = record.pop("schema_version")
             if version != RECORD_SCHEMA_VERSION:
                 raise ValueError(f"schema version {version!r}, this program reads {RECORD_SCHEMA_VERSION}")

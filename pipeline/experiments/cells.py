@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ops.files import write_atomically
+from ops.files import read_text, write_atomically
 from pipeline.config import Config
 from pipeline.experiments.experiment import Experiment, Values
 from pipeline.plain import hash_of
@@ -164,7 +164,7 @@ def wall_seconds(records: Sequence[CellRecord]) -> float:
 
 def _read_json(path: Path) -> dict[str, Any]:
     try:
-        found = json.loads(path.read_text(encoding="utf-8"))
+        found = json.loads(read_text(path))
     except (ValueError, RecursionError) as error:
         raise ValueError(f"{path} is damaged: {error}") from error
     if not isinstance(found, dict):

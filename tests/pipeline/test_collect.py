@@ -514,6 +514,17 @@ def test_damaged_records_are_named(tmp_path: Path) -> None:
         read_records(tmp_path)
 
 
+def test_texts_far_larger_than_any_of_ours_are_not_read(tmp_path: Path) -> None:
+    claim_collection(tmp_path, tiny())
+    record = tmp_path / "records" / "searched-00000-abc.json"
+    for path, reader in ((record, lambda: read_records(tmp_path / "records")),
+                         (tmp_path / "collection.json", lambda: claim_collection(tmp_path, tiny()))):  # fmt: skip
+        path.touch()
+        os.truncate(path, 20_000_000)
+        with pytest.raises(ValueError, match=rf"{path.name} .*it is larger than 10000000 bytes"):
+            reader()
+
+
 def test_an_unreachable_tracking_server_is_one_clear_error(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
     assert main([*command(tmp_path / "c"), "tracking.uri=http://127.0.0.1:9"]) == 2
     assert "no MLflow server answers at http://127.0.0.1:9" in capsys.readouterr().err
