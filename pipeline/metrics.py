@@ -1,6 +1,6 @@
 """Image quality against a clean reference: PSNR and SSIM.
 
-Called by evaluation, by the pictures and by the validation of the training loops.
+Called by evaluation, by the pictures and by the experiment `denoisers`; the losses share SSIM's window.
 Wang et al., "Image Quality Assessment: From Error Visibility to Structural Similarity", IEEE TIP 2004 (SSIM).
 """
 

@@ -1,6 +1,6 @@
 """Before and after: a figure of noisy, denoised and clean images, enlarged where there is most to see.
 
-Called by the evaluation command and by retraining; the figure is saved as a file, no window is opened.
+Called by a run when it evaluates, and by the experiment `denoisers`; figures are saved as files, no window is opened.
 
 Legend: H height, W width.
 """
