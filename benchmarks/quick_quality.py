@@ -93,7 +93,7 @@ def random_genotypes(run: Run, table: LatencyTable, searched: Genotype, seed: in
         dataclasses.replace(
             searched,
             parts=tuple(
-                random_part(run.space, cost, budget, cost.of(part), generator)
+                random_part(run.space, cost, budget, cost.of(part), run.config.search.threshold, generator)
                 for cost, budget, part in zip(costs, budgets, searched.parts, strict=True)
             ),
         )
@@ -102,9 +102,10 @@ def random_genotypes(run: Run, table: LatencyTable, searched: Genotype, seed: in
 
 
 def random_part(
-    space: SearchSpace, costs: CostModel, budget: float | None, target: float, generator: torch.Generator
-) -> PartGenotype:
-    """Draw a part of about `target` ms, without regard to quality.
+    space: SearchSpace, costs: CostModel, budget: float | None, target: float, threshold: float,
+    generator: torch.Generator,
+) -> PartGenotype:  # fmt: skip
+    """Draw a part of about `target` ms with the search's `threshold`, without regard to quality.
 
     A random part of the space, restricted to the budget as the search is; then one random cell after another is drawn
     anew, and kept where that brings the latency no further from the target. Parts as light as a searched one are too
@@ -119,7 +120,7 @@ def random_part(
     # Noise alone as logits: of which the largest is a uniform choice, and the softmax keeps random sets of pathways.
     for parameter in arch.parameters():
         parameter.requires_grad_(False).copy_(gumbel_noise(parameter.shape, generator))
-    part = derive(arch)
+    part = derive(arch, threshold=threshold)
     for _ in range(MAX_DRAWS):
         distance = abs(costs.of(part) / target - 1)
         if distance <= TOLERANCE:
@@ -128,7 +129,7 @@ def random_part(
         before = {name: parameter[cell].clone() for name, parameter in arch.named_parameters()}
         for parameter in arch.parameters():
             parameter[cell] = gumbel_noise(parameter[cell].shape, generator)
-        other = derive(arch)
+        other = derive(arch, threshold=threshold)
         if abs(costs.of(other) / target - 1) <= distance:
             part = other
         else:
