@@ -316,9 +316,11 @@ def dnd_command(options: argparse.Namespace, console: Console) -> None:
     check_device(options.device)
     load_op_files(read_op_files(tuple(options.op_file)))
     model = open_model(options.model, device=options.device, tile_size=options.tile_size)
+    tiles = "" if model.tile_size is None else f"-tile{model.tile_size}"
     with ProgressReport(console) as progress:
         paths = write_submission(
-            options.folder, options.output, model.for_noise(None), fingerprint=model.fingerprint or model.name,
+            options.folder, options.output, model.for_noise(None),
+            fingerprint=f"{model.fingerprint or model.name}{tiles}",
             progress=lambda done, total: progress("denoise DND", done, total),
         )  # fmt: skip
     console.print(f"{len(paths)} files in {options.output}", soft_wrap=True)

@@ -84,7 +84,8 @@ def write_submission(
         folder: of DND.
         output: folder for `0001.mat` to `0050.mat`.
         denoise: maps (1, 3, H, W) float32 to the same shape on the CPU.
-        fingerprint: of the denoiser, kept beside `output` in `OUTPUT.model`; files of another one are not gone on with.
+        fingerprint: of the denoiser and its tiles, kept beside `output` in `OUTPUT.model`; files of another one are not
+            gone on with.
         progress: called with (images done, images in all).
 
     Returns:
@@ -107,8 +108,10 @@ def write_submission(
         mark = output.with_name(f"{output.name}.model")
         found = mark.read_text(encoding="utf-8").strip() if mark.exists() else "unknown"
         if found != fingerprint and any(path.exists() for path in paths):
-            raise ValueError(f"`--output` {output} holds a submission of another model (fingerprint {found}, this is "
-                             f"{fingerprint}); remove it or choose another")  # fmt: skip
+            raise ValueError(
+                f"`--output` {output} holds a submission of another model or tile size (fingerprint {found}, this is "
+                f"{fingerprint}); remove it or choose another"
+            )
         write_atomically(mark, fingerprint + "\n")
     for index, path in enumerate(paths):
         if not path.exists():

@@ -622,11 +622,17 @@ def test_a_submission_to_dnd_is_of_one_model(
         torch.manual_seed(1)
         save_prior(MIRNet(num_channels=8, num_blocks=1), tmp_path / "other.safetensors")
     line = fail(capsys, "dnd", str(tmp_path / "other.safetensors"), str(dnd), "--output", "s")
-    assert re.search(rf"{elsewhere}/s holds a submission of another model \(fingerprint \w+, this is \w+\)", line)
+    assert re.search(
+        rf"{elsewhere}/s holds a submission of another model or tile size \(fingerprint \w+, this is \w+\)", line
+    )
+    line = fail(capsys, "dnd", model, str(dnd), "--output", "s", "--tile-size", "6")
+    assert re.search(r"this is \w+-tile6\)", line)
     assert not (elsewhere / "s" / "0050.mat").exists()
     assert main(["dnd", model, str(dnd), "--output", "s"]) == 0
     (elsewhere / "s.model").unlink()
-    assert "of another model (fingerprint unknown, this is" in fail(capsys, "dnd", model, str(dnd), "--output", "s")
+    assert "of another model or tile size (fingerprint unknown, this is" in fail(
+        capsys, "dnd", model, str(dnd), "--output", "s"
+    )
 
 
 def test_files_of_dnd_are_checked_before_the_work(
