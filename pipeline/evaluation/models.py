@@ -97,16 +97,20 @@ def _open_onnx(name: str, tile_size: int | None) -> EvaluatedModel:
             f"model {name} needs ONNX Runtime ({error}); install it with: pip install 'denoise-nas[onnx]'"
         ) from error
     module = OnnxDenoiser(name, num_threads=torch.get_num_threads())
-    numbers = module.metadata
     costs = Costs(  # known of files that the command `export` wrote
-        num_parameters=int(numbers["num_parameters"]) if "num_parameters" in numbers else None,
-        macs=int(numbers["macs_256"]) if "macs_256" in numbers else None,
+        num_parameters=_count(module.metadata.get("num_parameters", "")),
+        macs=_count(module.metadata.get("macs_256", "")),
         peak_memory_mb=None,
     )
     return EvaluatedModel(
         name=name, module=module, device="cpu", tile_size=module.size or tile_size, costs=costs,
         fingerprint=hashlib.sha256(Path(name).read_bytes()).hexdigest()[:12],
     )  # fmt: skip
+
+
+def _count(text: str) -> int | None:
+    """Read a number of somebody's metadata; None where it is none, or larger than any network has."""
+    return int(text) if text.isdecimal() and len(text) < 19 else None
 
 
 def _fingerprint(network: nn.Module) -> str:
