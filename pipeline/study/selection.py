@@ -4,20 +4,24 @@ Called by `pipeline.study.analyze`. "Denoising Designs-inherited Search Framewor
 2502.13359, Section IV-F: "We select 200 searched architectures with similar validation accuracy"; it gives no rule.
 """
 
+import json
 import math
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
+import pyarrow as pa
 
-from pipeline.records import read_dataset
+from pipeline.records import ARCHITECTURES_FILE, CELLS_FILE, ORIGINS, PARTS, read_dataset
 
 # The paper's large models: lambda of Eq. (13) is 0. The small ones: above 0. Random ones are the control.
 SIZE_GROUPS = ("large", "small", "random")
 GROUPS = ("searched", *SIZE_GROUPS)  # searched: large and small together
 DEFAULT_MARGIN_DB = 0.5
 _QUANTILE = 0.75  # lower bound of the best quartile
+_MAX_LAYERS = 64  # of a search space
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -68,9 +72,12 @@ def read_collection(folder: Path, *, margin_db: float | None = DEFAULT_MARGIN_DB
         isinstance(margin_db, bool) or not isinstance(margin_db, int | float) or not 0 <= margin_db < math.inf
     ):
         raise ValueError(f"`margin_db` must be a finite number of at least 0 or None, got {margin_db!r}")
-    architectures, cells = (table.to_pandas(maps_as_pydicts="strict") for table in read_dataset(folder))
-    if architectures.empty:
-        raise ValueError(f"data set {folder} holds no architectures")
+    architectures, cells = (
+        _sound(folder / name, table, check)
+        for name, table, check in zip(
+            (ARCHITECTURES_FILE, CELLS_FILE), read_dataset(folder), (_check_architectures, _check_cells), strict=True
+        )
+    )
     architectures = _grouped(architectures.set_index("key"))
     threshold = pd.Series(-np.inf, index=architectures.index)
     if margin_db is not None:
@@ -128,6 +135,53 @@ def architecture_table(collection: Collection) -> pd.DataFrame:
     better = (psnr[None] > psnr[:, None]) | (cost[None] < cost[:, None])
     is_known = table[["proxy_psnr_db", "predicted_ms"]].notna().all(axis=1)
     return table.assign(is_non_dominated=is_known.to_numpy() & ~np.any(as_good & better, axis=1))
+
+
+def _sound(path: Path, table: pa.Table, check: Callable[[pd.DataFrame], None]) -> pd.DataFrame:
+    """Return the rows that `check` lets through; every error names the file."""
+    try:
+        rows = table.to_pandas(maps_as_pydicts="strict")
+        if rows.empty:
+            raise ValueError("it has no rows")
+        check(rows)
+    except (pa.ArrowException, ValueError, KeyError) as error:
+        raise ValueError(f"{path} is damaged: {error}") from error
+    return rows
+
+
+def _check_architectures(rows: pd.DataFrame) -> None:
+    _require(rows, ("key", "origin", "index", "genotype_id", "genotype", "candidate_ops", "image_size"))
+    if not rows["key"].is_unique:
+        raise ValueError("two rows have the same `key`")
+    if not rows["origin"].isin(ORIGINS).all():
+        raise ValueError(f"`origin` must be one of {', '.join(ORIGINS)}")
+    if any(name is None for offered in rows["candidate_ops"] for name in offered):
+        raise ValueError("an operator of `candidate_ops` has no name")
+    for genotype in rows["genotype"]:
+        try:
+            is_genotype = type(json.loads(genotype)["num_channels"]) is int
+        except (ValueError, TypeError, KeyError, RecursionError):
+            is_genotype = False
+        if not is_genotype:
+            raise ValueError(f"`genotype` must be the JSON of a genotype, got {genotype[:60]!r}")
+
+
+def _check_cells(rows: pd.DataFrame) -> None:
+    place = ["key", "part", "resolution", "layer"]
+    _require(rows, (*place, "reachable"))
+    _require(rows[rows["reachable"]], ("operator", "out_width", "dense_layers", "num_dense_options"))
+    if rows.duplicated(place).any():
+        raise ValueError("two rows describe the same cell")
+    if not rows["part"].isin(PARTS).all():
+        raise ValueError(f"`part` must be one of {', '.join(map(str, PARTS))}")
+    if not ((rows["resolution"] >= 0) & (rows["resolution"] < rows["layer"]) & (rows["layer"] <= _MAX_LAYERS)).all():
+        raise ValueError(f"a cell must have 0 <= `resolution` < `layer` <= {_MAX_LAYERS}")
+
+
+def _require(rows: pd.DataFrame, columns: Sequence[str]) -> None:
+    for column in columns:
+        if rows[column].isna().any():
+            raise ValueError(f"a row has no `{column}`")
 
 
 def _grouped(architectures: pd.DataFrame) -> pd.DataFrame:

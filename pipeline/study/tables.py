@@ -120,7 +120,7 @@ def pathway_counts(collection: Collection) -> Counts:
 
 def _num_inputs(beta: dict[str, float | None]) -> int:
     """Return how many directions a cell could choose among."""
-    return sum(probability is not None and probability > 0 for probability in beta.values())
+    return sum((beta.get(direction) or 0) > 0 for direction in DIRECTIONS)
 
 
 def width_counts(collection: Collection) -> Counts:

@@ -39,9 +39,19 @@ from pipeline.experiments.cells import read_records as read_cells
 from pipeline.experiments.cells import write_record as write_cell
 from pipeline.models import load_denoiser
 from pipeline.priors import MIRNet, load_prior, save_prior
-from pipeline.records import cell_rows, read_dataset, read_records, write_dataset, write_record
+from pipeline.records import (
+    ARCHITECTURE_COLUMNS,
+    CELL_COLUMNS,
+    cell_rows,
+    read_records,
+    write_dataset,
+    write_record,
+)
 from pipeline.run import Run
 from pipeline.search_inputs import search_key
+from pipeline.study.paper import scale_table
+from pipeline.study.selection import architecture_table, read_collection, selection_counts
+from pipeline.study.tables import FAMILIES, macs_table
 from search_space import Genotype, SearchSpace, build_network, genotype_op_specs, sample_genotype
 
 SPACE = SearchSpace(num_channels=16, num_resolutions=2, num_layers=3, candidate_ops=("conv_d1", "conv_r", "skip"))
@@ -124,6 +134,27 @@ def write_table_values(path: Path, values: Any) -> None:
         table = pa.Table.from_pylist(values["rows"])
         metadata = {b"latency_table": json.dumps(values.get("metadata")).encode()}
         pq.write_table(table.replace_schema_metadata(metadata), path)
+    except (pa.ArrowException, TypeError, ValueError, AttributeError, OverflowError):
+        assume(False)
+
+
+def count_everything(path: Path) -> None:
+    """Read a data set as a study does, up to intervals and tests."""
+    collection = read_collection(path.parent, margin_db=None)
+    selection_counts(collection)
+    architecture_table(collection)
+    macs_table(collection)
+    scale_table(collection, device_name=None)
+    for family in FAMILIES:
+        family.count(collection)
+
+
+def write_rows(path: Path, schema: pa.Schema, rows: Any) -> None:
+    """Write what the columns of a data set can hold of damaged rows."""
+    assume(isinstance(rows, list) and all(isinstance(row, dict) for row in rows))
+    try:
+        table = pa.Table.from_pylist(rows, schema.with_metadata({"schema_version": "1"}))
+        pq.write_table(table, path)
     except (pa.ArrowException, TypeError, ValueError, AttributeError, OverflowError):
         assume(False)
 
@@ -237,10 +268,12 @@ KINDS = [
     Kind(name="records/random-0.json", write=lambda path: write_record(path.parent, example_record("random-0")),
          read=lambda path: read_records(path.parent), values=read_json, write_values=write_json),
     Kind(name="dataset/architectures.parquet",
-         write=lambda path: write_dataset(path.parent, [example_record("random-0")]),
-         read=lambda path: read_dataset(path.parent)),
+         write=lambda path: write_dataset(path.parent, [example_record("random-0")]), read=count_everything,
+         values=lambda path: pq.read_table(path).to_pylist(maps_as_pydicts="strict"),
+         write_values=lambda path, rows: write_rows(path, ARCHITECTURE_COLUMNS, rows)),
     Kind(name="dataset/cells.parquet", write=lambda path: write_dataset(path.parent, [example_record("random-0")]),
-         read=lambda path: read_dataset(path.parent)),
+         read=count_everything, values=lambda path: pq.read_table(path).to_pylist(maps_as_pydicts="strict"),
+         write_values=lambda path, rows: write_rows(path, CELL_COLUMNS, rows)),
     *(Kind(name=f"{folder}/ValidationGtBlocksSrgb.mat", write=write_validation_blocks,
            read=lambda path: ValidationBlocks(path).read("01/01")) for folder in ("plain", "compressed")),
     Kind(name="dnd/info.mat", write=write_dnd_boxes, read=lambda path: read_boxes(path.parent)),

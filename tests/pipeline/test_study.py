@@ -215,7 +215,7 @@ def test_missing_and_empty_data_sets_are_errors(tmp_path):
     with pytest.raises(FileNotFoundError, match="architectures.parquet"):
         analyze(tmp_path, tmp_path)
     write_dataset(tmp_path, [])
-    with pytest.raises(ValueError, match="holds no architectures"):
+    with pytest.raises(ValueError, match="architectures.parquet is damaged: it has no rows"):
         analyze(tmp_path, tmp_path)
 
 
