@@ -23,14 +23,14 @@ from typing import Any
 import torch
 from common import print_table, write_result
 
-from latency import LatencyTable, keep_freed_memory, measure_network_ms, predict_latency_ms
+from latency import LatencyTable, keep_freed_memory, measure_network_ms
 from pipeline.baselines import PlainUNet
 from pipeline.cluster import ray_session
 from pipeline.config import load_config
 from pipeline.data.distilled import training_patches
 from pipeline.evaluate import evaluate_denoiser, mean_score
 from pipeline.run import Run, open_run
-from pipeline.search_inputs import cost_models, part_budgets
+from pipeline.search_inputs import cost_models, part_budgets, predicted_ms
 from pipeline.training import Trainer
 from search_space import (
     ArchParameters,
@@ -40,7 +40,6 @@ from search_space import (
     SearchSpace,
     build_network,
     derive,
-    genotype_op_specs,
     gumbel_noise,
     num_parameters,
     restrict_to_budget,
@@ -77,11 +76,6 @@ def latency(run: Run, network: torch.nn.Module) -> float:
     settings = run.config.latency
     size = settings.image_size
     return measure_network_ms(network, height=size, width=size, device=DEVICE, num_threads=settings.num_threads)
-
-
-def predicted_ms(run: Run, genotype: Genotype, table: LatencyTable) -> float:
-    size = run.config.latency.image_size
-    return predict_latency_ms(table, [s for part in genotype_op_specs(genotype, height=size, width=size) for s in part])
 
 
 def random_genotypes(run: Run, table: LatencyTable, searched: Genotype, seed: int) -> list[Genotype]:
@@ -168,7 +162,8 @@ def benchmark_seed(seed: int, options: argparse.Namespace, folder: Path, rows: d
     table = run.latency_table()
     with ray_session(base.ray):
         genotype, parts = run.search(table)
-    predicted = predicted_ms(run, genotype, table)
+    size = run.config.latency.image_size
+    predicted = predicted_ms(table, genotype, size)
 
     def searched(inherited: bool) -> dict[str, Any]:
         torch.manual_seed(seed)
@@ -187,7 +182,7 @@ def benchmark_seed(seed: int, options: argparse.Namespace, folder: Path, rows: d
         def random(other: Genotype = other) -> dict[str, Any]:
             torch.manual_seed(seed)
             result = train_and_score(run, build_network(other), seed, options.seconds, distill=True)
-            ms = round(predicted_ms(run, other, table), 3)
+            ms = round(predicted_ms(table, other, size), 3)
             return result | {"genotype_id": other.genotype_id, "predicted_ms": ms}
 
         record(f"random{index}", random)

@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from latency import DeviceInfo, LatencyTable, TimingRule, build_table, measure_network_ms, predict_latency_ms
+from latency import DeviceInfo, LatencyTable, TimingRule, build_table, measure_network_ms
 from ops.files import remove_partial_files, write_atomically, written_beside
 from pipeline.checkpoint import load_checkpoint, load_metadata, restoring, save_checkpoint, save_weights
 from pipeline.cluster import cluster_address, load_op_files, ray_session, read_op_files
@@ -34,8 +34,10 @@ from pipeline.search_inputs import (
     SearchInputs,
     cost_models,
     features_megabytes,
+    predicted_ms,
     prepare_inputs,
     search_key,
+    space_of,
     split_training_images,
 )
 from search_space import (
@@ -44,7 +46,6 @@ from search_space import (
     SearchSpace,
     build_network,
     derive_probabilities,
-    genotype_op_specs,
     network_macs,
     num_parameters,
     space_op_specs,
@@ -294,14 +295,13 @@ class Run:
             comparison_figure(rows, beside, title=f"{network.genotype.genotype_id}, {sigma}")
         mean, prior_mean = mean_score(own), mean_score(prior)
         size, priced_size = config.evaluate.image_size, config.latency.image_size
-        specs = [s for part in genotype_op_specs(network.genotype, height=priced_size, width=priced_size) for s in part]
         return {
             "psnr_db": {"noisy": mean.noisy_psnr_db, "prior": prior_mean.psnr_db, "denoised": mean.psnr_db},
             "ssim": {"noisy": mean.noisy_ssim, "prior": prior_mean.ssim, "denoised": mean.ssim},
             "num_parameters": num_parameters(network),
             "macs": network_macs(network, height=size, width=size),
             "macs_image_size": size,
-            "predicted_latency_ms": None if table is None else predict_latency_ms(table, specs),
+            "predicted_latency_ms": None if table is None else predicted_ms(table, network.genotype, priced_size),
             "predicted_device": None if table is None else table.device_info.device_name,
             "measured_latency_ms": self._measure(network, priced_size),
             "latency_image_size": priced_size,
@@ -383,12 +383,7 @@ def open_run(
     check_device(config.latency.device, name="latency.device")
     prior = load_prior(config.prior.weights, device=_own_device(config))
     _check_patch_sizes(config, prior)
-    space = SearchSpace(
-        num_channels=prior.num_channels,
-        num_resolutions=config.space.num_resolutions,
-        num_layers=config.space.num_layers,
-        candidate_ops=config.space.candidate_ops,
-    )
+    space = space_of(config, prior.num_channels)
     training, validation = _load_both(config, progress)
     if searches:
         split_training_images(config, training)  # refuses what cannot be divided

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from latency import LatencyTable, predict_latency_ms
 from ops import OpSpec
 from pipeline.config import Config
 from pipeline.data.part_data import (
@@ -26,7 +27,7 @@ from pipeline.data.part_data import (
 from pipeline.data.patches import PatchSource, noisy_patches
 from pipeline.data.scenes import scenes_of
 from pipeline.priors import NUM_PARTS, Prior, load_prior
-from search_space import CostModel, SearchSpace, op_macs, op_num_parameters
+from search_space import CostModel, Genotype, SearchSpace, genotype_op_specs, op_macs, op_num_parameters
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -62,6 +63,16 @@ def cost_models(config: Config, space: SearchSpace, latency_ms: Callable[[OpSpec
     assert price is not None
     size = config.latency.image_size
     return [CostModel(i, space, price, height=size, width=size) for i in range(NUM_PARTS)]
+
+
+def predicted_ms(table: LatencyTable, genotype: Genotype, size: int) -> float:
+    """Return the sum of the prices of all operator calls of a network on a `size` x `size` image.
+
+    Raises:
+        KeyError: a call has no price.
+    """
+    specs = genotype_op_specs(genotype, height=size, width=size)
+    return predict_latency_ms(table, [spec for part in specs for spec in part])
 
 
 def prepare_inputs(

@@ -4,7 +4,6 @@ arXiv 2502.13359, Sections III-C and IV-E. The same lambda (`search.complexity_w
 multiply-adds or milliseconds in units of the cost of the uniform architecture, so that all three pull equally hard.
 """
 
-from latency import predict_latency_ms
 from pipeline.experiments.experiment import CellJob, Claim, Column, Experiment, Values, Variant, compare
 from pipeline.experiments.networks import COST_COLUMNS, PSNR
 from pipeline.experiments.searches import (
@@ -14,7 +13,8 @@ from pipeline.experiments.searches import (
     regardless_of_cost,
     search_network,
 )
-from search_space import Genotype, genotype_op_specs
+from pipeline.search_inputs import predicted_ms
+from search_space import Genotype
 
 NONE = "none"
 PREDICTED = Column(key="predicted_ms", title="predicted, ms")
@@ -33,10 +33,8 @@ def run(job: CellJob) -> Values:
     if job.variant != NONE:
         config = config.with_settings({"search.complexity_weight": strength, "search.cost": job.variant})
     values = search_network(job, config)
-    table, size = job.inputs.table, config.latency.image_size
-    assert table is not None, "the experiment asks for prices"
-    specs = genotype_op_specs(Genotype.load(job.folder / GENOTYPE_FILE), height=size, width=size)
-    return values | {"predicted_ms": predict_latency_ms(table, [spec for part in specs for spec in part])}
+    genotype = Genotype.load(job.folder / GENOTYPE_FILE)
+    return values | {"predicted_ms": predicted_ms(job.table, genotype, config.latency.image_size)}
 
 
 EXPERIMENT = Experiment(

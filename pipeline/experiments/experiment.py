@@ -57,6 +57,12 @@ class CellJob:
     inputs: Inputs
     num_threads: int
 
+    @property
+    def table(self) -> LatencyTable:
+        """The prices of an experiment that asks for them."""
+        assert self.inputs.table is not None, "the experiment asks for prices"
+        return self.inputs.table
+
 
 @dataclass(frozen=True, kw_only=True)
 class Variant:

@@ -22,21 +22,17 @@ from pipeline.experiments.drawing import new_figure, save_figure
 from pipeline.experiments.experiment import CellJob, Claim, Column, Experiment, Summary, Values, ValuesBySeed, Variant
 from pipeline.experiments.intervals import Estimate
 from pipeline.experiments.networks import PSNR, patch_source, train_and_score, with_l1_alone
-from pipeline.experiments.random_architectures import SHARED_SETTINGS, predicted_ms, shared_architectures
+from pipeline.experiments.random_architectures import SHARED_SETTINGS, shared_architectures
 from pipeline.experiments.rank_correlation import attainable_tau, estimate, kendall_tau, pearson
 from pipeline.experiments.searches import search_inputs
 from pipeline.figure_style import BLUE, GREY, VERMILION
 from pipeline.losses import feature_distance
+from pipeline.markdown import markdown_row
 from pipeline.priors import NUM_PARTS, Prior, load_prior
-from pipeline.search_inputs import SearchInputs, space_of
+from pipeline.search_inputs import SearchInputs, predicted_ms, space_of
 from pipeline.shared_supernet import inherited_network
 from pipeline.training import Trainer
-from search_space import (
-    DenoisingNetwork,
-    build_network,
-    genotype_macs,
-    genotype_num_parameters,
-)
+from search_space import DenoisingNetwork, build_network, genotype_macs, genotype_num_parameters
 
 NUM_ARCHITECTURES = 30
 _TUNING_SHARE = 0.1  # of a retraining's steps
@@ -73,7 +69,7 @@ def run(job: CellJob) -> Values:
     values: Values = {
         "macs": float(sum(genotype_macs(genotype, height=size, width=size))),
         "num_parameters": float(sum(genotype_num_parameters(genotype))),
-        "predicted_ms": predicted_ms(job, genotype, size),
+        "predicted_ms": predicted_ms(job.table, genotype, size),
     }
     network = inherited_network(genotype, supernets).to(config.device).eval()
     distances = [_distance(network, inputs, index, config.device) for index in range(NUM_PARTS)]
@@ -135,9 +131,9 @@ def summarise(values: ValuesBySeed) -> Summary:
     found = {(proxy, target): agreement(values, proxy, target) for proxy in PROXIES for target in TARGETS}
     rows = [{"proxy": proxy, "target": target} | vars(tau) for (proxy, target), tau in found.items()]
     titles = ["what a search can see", *(f"tau, {label}" for label, _ in TARGETS.values())]
-    lines = [titles, ["---", *["---:"] * len(TARGETS)]]
+    lines = [markdown_row(titles), markdown_row(["---", *["---:"] * len(TARGETS)])]
     for proxy, (label, _) in PROXIES.items():
-        lines.append([label, *(_interval_text(found[proxy, target]) for target in TARGETS)])
+        lines.append(markdown_row([label, *(_interval_text(found[proxy, target]) for target in TARGETS)]))
     ms, num_steps = _numbers(values, "predicted_ms"), int(_numbers(values, "num_steps").max())
     paragraphs = [
         f"Kendall's tau over {ms.shape[1]} architectures of {ms.min():.2f} to {ms.max():.2f} predicted ms, +1 where "
@@ -149,9 +145,8 @@ def summarise(values: ValuesBySeed) -> Summary:
         paragraphs.append(f"*{label.capitalize()}*: {_chance_sentence(_numbers(values, key), reliable)}")
         for name, number in zip(("tau", "Pearson"), reliable or (), strict=False):
             rows.append({"proxy": f"{key} of another seed ({name})", "target": target} | vars(number))
-    table = "\n".join("| " + " | ".join(line) + " |" for line in lines)
-    text = "\n\n".join(paragraphs)
-    return Summary(name="rank_correlations", frame=pd.DataFrame(rows), markdown=f"{table}\n\n{text}\n")
+    text = "\n".join(lines) + "\n\n" + "\n\n".join(paragraphs) + "\n"
+    return Summary(name="rank_correlations", frame=pd.DataFrame(rows), markdown=text)
 
 
 def _chance_sentence(psnr: np.ndarray, reliable: tuple[Estimate, Estimate] | None) -> str:

@@ -13,21 +13,14 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from latency import predict_latency_ms
 from ops.files import write_atomically
 from pipeline.checkpoint import load_checkpoint, save_checkpoint
 from pipeline.config import Config
 from pipeline.experiments.experiment import CellJob
 from pipeline.priors import NUM_PARTS
-from pipeline.search_inputs import SearchInputs, part_data
+from pipeline.search_inputs import SearchInputs, part_data, predicted_ms
 from pipeline.shared_supernet import load_supernets, train_shared_supernet
-from search_space import (
-    Genotype,
-    PartSupernet,
-    SearchSpace,
-    genotype_op_specs,
-    sample_genotype,
-)
+from search_space import Genotype, PartSupernet, SearchSpace, sample_genotype
 
 SHARED_SETTINGS = ("shared_steps", "shared_batch_size", "shared_learning_rate")  # of `collect`: how supernets train
 _SEED = 0  # of the draws, whatever the seed of a cell: all seeds train the same architectures
@@ -83,18 +76,11 @@ def _near_equal(job: CellJob, config: Config, space: SearchSpace, num: int) -> l
         share = _SKIP_SHARES[number % len(_SKIP_SHARES)]
         weights = others | {"skip": share / (1 - share) * len(others)} if "skip" in space.candidate_ops else others
         genotype = sample_genotype(space, generator=generator, op_weights=weights, threshold=config.search.threshold)
-        found[genotype.genotype_id] = (predicted_ms(job, genotype, config.latency.image_size), genotype)
+        found[genotype.genotype_id] = (predicted_ms(job.table, genotype, config.latency.image_size), genotype)
     fastest, median = np.quantile([ms for ms, _ in found.values()], (_FASTEST, 0.5))
     target = float(median) if config.search.target_ms is None else max(float(fastest), config.search.target_ms)
     nearest = sorted(found.values(), key=lambda pair: abs(pair[0] - target))[:num]
     return [genotype for _, genotype in nearest]
-
-
-def predicted_ms(job: CellJob, genotype: Genotype, size: int) -> float:
-    """Return the sum of the prices of all operator calls on a `size` x `size` image."""
-    assert job.inputs.table is not None, "the experiment asks for prices"
-    specs = genotype_op_specs(genotype, height=size, width=size)
-    return predict_latency_ms(job.inputs.table, [spec for part in specs for spec in part])
 
 
 @contextmanager

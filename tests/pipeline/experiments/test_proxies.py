@@ -15,7 +15,7 @@ from pipeline.experiments.proxies import PROXIES, TARGETS, advantage, agreement,
 from pipeline.experiments.random_architectures import shared_architectures
 from pipeline.experiments.searches import search_inputs
 from pipeline.priors import load_prior
-from pipeline.search_inputs import space_of
+from pipeline.search_inputs import predicted_ms, space_of
 from search_space import space_op_specs
 
 SMALL = (
@@ -113,7 +113,7 @@ def test_architectures_cost_about_the_same(job: CellJob, monkeypatch: pytest.Mon
         settings = config.with_settings({"search.target_ms": target_ms})
         genotypes, _ = shared_architectures(cell, settings, space, inputs, num=20)
         assert len({genotype.genotype_id for genotype in genotypes}) == 20
-        return [random_architectures.predicted_ms(job, genotype, size) for genotype in genotypes]
+        return [predicted_ms(job.table, genotype, size) for genotype in genotypes]
 
     median = drawn("median", None)
     assert max(median) < 1.1 * min(median)
