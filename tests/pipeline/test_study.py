@@ -219,6 +219,34 @@ def test_missing_and_empty_data_sets_are_errors(tmp_path):
         analyze(tmp_path, tmp_path)
 
 
+@pytest.mark.parametrize(
+    ("file", "change", "message"),
+    [
+        ("architectures", lambda one, other: one.update(genotype=None), "a row has no `genotype`"),
+        ("architectures", lambda one, other: one.update(genotype="[1"), "`genotype` must be the JSON of a genotype"),
+        ("architectures", lambda one, other: one.update(candidate_ops=["skip", None]), "an operator .* has no name"),
+        ("architectures", lambda one, other: one.update(origin="found"), "`origin` must be one of searched, random"),
+        ("architectures", lambda one, other: one.update(key=other["key"], cells=[]), "two rows have the same `key`"),
+        ("cells", lambda one, other: one["cells"].append(one["cells"][0]), "two rows describe the same cell"),
+        ("cells", lambda one, other: one["cells"][0].update(part=3), "`part` must be one of 0, 1, 2"),
+        ("cells", lambda one, other: one["cells"][0].update(resolution=9), "a cell must have 0 <= `resolution`"),
+        ("cells", lambda one, other: one["cells"][0].update(reachable=None), "a row has no `reachable`"),
+        ("cells", lambda one, other: kept_cell(one).update(operator=None), "a row has no `operator`"),
+        ("cells", lambda one, other: kept_cell(one).update(dense_layers=None), "a row has no `dense_layers`"),
+    ],
+)
+def test_damaged_rows_are_refused_with_the_files_name(tmp_path, file, change, message):
+    one, other = make_records(2, seed=18)
+    change(one, other)
+    write_dataset(tmp_path, [one, other])
+    with pytest.raises(ValueError, match=rf"{tmp_path}/{file}.parquet is damaged: {message}"):
+        read_collection(tmp_path, margin_db=None)
+
+
+def kept_cell(record: dict) -> dict:
+    return next(cell for cell in record["cells"] if cell["reachable"])
+
+
 def test_pathways_count_cells_with_three_inputs(planted):
     collection = read_collection(planted, margin_db=None)
     counts = pathway_counts(collection)
