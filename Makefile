@@ -1,5 +1,5 @@
 # `make run`: set up and carry out the whole method once. `make test`: set up and pass the tests. `make lint`: style.
-# `make test-faults`: minutes of killed collections, thousands of damaged files. `make test-cluster`: minutes of a real
+# `make test-faults`: minutes of killed commands, thousands of damaged files. `make test-cluster`: minutes of a real
 # cluster of three hosts on this machine. `make audit`: known vulnerabilities.
 PYTHON ?= python3
 VENV := .venv

@@ -22,14 +22,14 @@ def heed_ctrl_c() -> None:
 
 
 @pytest.mark.ray
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("command", "milestone", "number"),
     [
-        (RUN, "checkpoints/part1.pt", signal.SIGTERM),
-        (RUN, "train/*/checkpoint*", signal.SIGINT),
-        (COLLECT, "checkpoints/*/part1.pt", signal.SIGINT),
+        pytest.param(RUN, "checkpoints/part1.pt", signal.SIGTERM, id="search"),
+        pytest.param(RUN, "train/*/checkpoint*", signal.SIGINT, id="retrain", marks=pytest.mark.faults),
+        pytest.param(COLLECT, "checkpoints/*/part1.pt", signal.SIGINT, id="collect", marks=pytest.mark.faults),
     ],
-    ids=["search", "retrain", "collect"],
 )
 def test_an_interrupted_command_says_so_and_goes_on(
     tmp_path: Path, command: tuple[str, ...], milestone: str, number: signal.Signals

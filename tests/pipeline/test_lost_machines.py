@@ -79,6 +79,7 @@ def test_gpus_that_a_cluster_lacks_are_told_of(caplog: pytest.LogCaptureFixture)
     assert message.startswith("the cluster has no GPU at present, `ray.gpus_per_part` is 0.5: part searches wait")
 
 
+@pytest.mark.faults
 def test_a_retraining_whose_worker_is_killed_repeats_no_finished_epoch(
     machines: Cluster, tmp_path: Path, images: list[np.ndarray], processes: Callable[[tuple[str, ...], str], list[int]]
 ) -> None:
@@ -109,6 +110,7 @@ def test_a_retraining_whose_worker_is_killed_repeats_no_finished_epoch(
     )
 
 
+@pytest.mark.faults
 def test_a_search_whose_machine_is_gone_goes_on_at_another(
     machines: Cluster, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:

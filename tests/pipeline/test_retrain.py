@@ -148,10 +148,10 @@ def test_training_goes_on_with_other_numbers_of_workers(
         torch.testing.assert_close(weights[name], tensor, rtol=1e-3, atol=1e-4)
 
 
-@pytest.mark.slow
+@pytest.mark.faults
 @pytest.mark.ray
 @pytest.mark.usefixtures("ray_local")
-@pytest.mark.parametrize("num_workers", [2, pytest.param(1, marks=pytest.mark.faults)])
+@pytest.mark.parametrize("num_workers", [2, 1])
 def test_a_loss_that_is_not_a_number_is_not_tried_again(
     num_workers: int, failing: Path, tmp_path: Path, images: list[np.ndarray]
 ) -> None:

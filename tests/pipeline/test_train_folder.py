@@ -54,7 +54,7 @@ def test_sound_and_missing_lists_are_left_alone(tmp_path: Path) -> None:
     assert (tmp_path / SNAPSHOT_FILE).read_text() == "{}" and len(list(tmp_path.iterdir())) == 2
 
 
-@pytest.mark.slow
+@pytest.mark.faults
 @pytest.mark.ray
 def test_ray_goes_on_from_the_list_and_finds_what_it_wrote_itself(tmp_path: Path, images: list[np.ndarray]) -> None:
     config = load_config("tiny", ["retrain.start=scratch", "retrain.distill_share=0"])
