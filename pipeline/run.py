@@ -19,7 +19,7 @@ import numpy as np
 import torch
 
 from latency import DeviceInfo, LatencyTable, TimingRule, build_table, measure_network_ms
-from ops.files import remove_partial_files, write_atomically, written_beside
+from ops.files import read_text, remove_partial_files, write_atomically, written_beside
 from pipeline.checkpoint import load_checkpoint, load_metadata, restoring, save_checkpoint, save_weights
 from pipeline.cluster import cluster_address, load_op_files, ray_session, read_op_files
 from pipeline.config import Config, load_config
@@ -490,7 +490,7 @@ def claimed(run: Run, work: str | None = "run") -> Iterator[None]:
 def _work_in(folder: Path) -> str | None:
     path = folder / WORK_FILE
     if path.exists():
-        return path.read_text(encoding="utf-8").strip()
+        return read_text(path).strip()
     return next((work for work, mark in _MARKS.items() if (folder / mark).exists()), None)
 
 

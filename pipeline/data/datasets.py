@@ -4,6 +4,7 @@ Opened by the commands from what the user names; `docs/data.md` describes the ki
 uint8 or uint16.
 """
 
+import functools
 import logging
 import os
 from collections.abc import Callable, Mapping
@@ -100,10 +101,7 @@ def open_dataset(
         clean, noisy = ({name: pair[index] for name, pair in scenes.items()} for index in (0, 1))
         return _pairs(folder, clean, noisy, promote_grey=promote_grey)
     paths = _by_stem(list_images(folder))
-    expected = TEST_SETS.get(_name(folder).lower())
-    if expected not in (None, len(paths)):
-        logging.getLogger(__name__).warning("%s holds %d images, the set %s has %d", folder, len(paths),
-                                            _name(folder), expected)  # fmt: skip
+    _report_other_number(folder, len(paths))
     return Dataset(
         name=_name(folder), names=tuple(sorted(paths)), is_paired=False,
         load=lambda name: Sample(name=name, clean=read_image(paths[name], promote_grey=promote_grey)),
@@ -168,6 +166,16 @@ def _match(folder: Path, pattern: str) -> dict[str, Path]:
     if not found:
         raise ValueError(f"folder {folder / place} holds no image named {stem_pattern} (without its ending)")
     return found
+
+
+@functools.cache  # a command opens a set as often as it needs it
+def _report_other_number(folder: Path, num_images: int) -> None:
+    """Warn, once, of a folder that is named like a test set and has not its number of images."""
+    expected = TEST_SETS.get(_name(folder).lower())
+    if expected not in (None, num_images):
+        logging.getLogger(__name__).warning(
+            "%s holds %d images, the set %s has %d", folder, num_images, _name(folder), expected
+        )
 
 
 def _name(folder: Path) -> str:

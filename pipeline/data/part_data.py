@@ -6,7 +6,7 @@ parts, so that every part can be searched on its own (Eq. 11 of arXiv 2502.13359
 Legend: B batch, C channels, P patch size, N patches.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal, Protocol
 
@@ -113,9 +113,30 @@ def num_weight_patches(num_patches: int, architecture_share: float) -> int:
     return max(1, min(num_patches - 1, round(num_patches * (1 - architecture_share))))
 
 
+def draw_patches(
+    sources: Mapping[Split, PatchSource],
+    *,
+    num_patches: int,
+    architecture_share: float,
+    batch_size: int,
+    generator: torch.Generator,
+) -> Iterator[tuple[Split, Tensor, Tensor]]:
+    """Draw a set of patches in batches, those of D_w first.
+
+    Yields:
+        The half, then noisy and clean patches, (B, 3, P, P) each; B is `batch_size`, or less at the end of a half.
+    """
+    num_weights = num_weight_patches(num_patches, architecture_share)
+    sizes: dict[Split, int] = {"weights": num_weights, "architecture": num_patches - num_weights}
+    for split, size in sizes.items():
+        for first in range(0, size, batch_size):
+            noisy, clean = sources[split].sample(min(batch_size, size - first), generator)
+            yield split, noisy, clean
+
+
 def compute_patch_set(
     prior: Prior,
-    sources: dict[Split, PatchSource],
+    sources: Mapping[Split, PatchSource],
     *,
     num_patches: int,
     architecture_share: float,
@@ -135,23 +156,24 @@ def compute_patch_set(
         progress: called with (patches done, N).
     """
     device = next(prior.parameters()).device
-    num_weights = num_weight_patches(num_patches, architecture_share)
     signals: list[np.ndarray] | None = None
-    for split, start, stop in (("weights", 0, num_weights), ("architecture", num_weights, num_patches)):
-        for first in range(start, stop, batch_size):
-            last = min(first + batch_size, stop)
-            noisy, _ = sources[split].sample(last - first, generator)  # type: ignore[index]
-            with torch.inference_mode():
-                outputs = prior.features(noisy.to(device, memory_format=torch.channels_last))
-            batch = [noisy, *outputs]
-            if signals is None:
-                signals = [np.empty((num_patches, *t.shape[1:]), np.float32) for t in batch]
-            for signal, tensor in zip(signals, batch, strict=True):
-                signal[first:last] = tensor.float().cpu().numpy()
-            if progress:
-                progress(last, num_patches)
+    done = 0
+    for _, noisy, _ in draw_patches(
+        sources, num_patches=num_patches, architecture_share=architecture_share, batch_size=batch_size,
+        generator=generator,
+    ):  # fmt: skip
+        with torch.inference_mode():
+            outputs = prior.features(noisy.to(device, memory_format=torch.channels_last))
+        batch = [noisy, *outputs]
+        if signals is None:
+            signals = [np.empty((num_patches, *t.shape[1:]), np.float32) for t in batch]
+        for signal, tensor in zip(signals, batch, strict=True):
+            signal[done : done + len(tensor)] = tensor.float().cpu().numpy()
+        done += len(noisy)
+        if progress:
+            progress(done, num_patches)
     assert signals is not None
-    return PatchSet(signals=tuple(signals), num_weights=num_weights)
+    return PatchSet(signals=tuple(signals), num_weights=num_weight_patches(num_patches, architecture_share))
 
 
 class CachedFeatures:

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from pipeline.config import Config
-from pipeline.data.part_data import Split, num_weight_patches
+from pipeline.data.part_data import Split, draw_patches
 from pipeline.data.patches import Patches
 from pipeline.experiments.experiment import CellJob
 from pipeline.search_inputs import patch_sources, split_training_images
@@ -36,21 +36,17 @@ class FixedPatches:
 def clean_patches(job: CellJob, config: Config) -> Mapping[Split, Patches]:
     """Return D_w and D_archi: the patch set of our search where it has one, fresh patches where its features are live.
 
-    The set is drawn as `compute_patch_set` draws it, so that equal seeds give equal patches.
+    Equal seeds give equal patches: both sets are drawn by `draw_patches`.
     """
     search = config.search
     sources = patch_sources(config, split_training_images(config, job.inputs.training_images))
     if search.prior_features == "live":
         return sources
     generator = torch.Generator().manual_seed(config.seed)
-    num_weights = num_weight_patches(search.num_patches, config.data.architecture_share)
-    sizes: dict[Split, int] = {"weights": num_weights, "architecture": search.num_patches - num_weights}
-    fixed: dict[Split, Patches] = {}
-    for split, size in sizes.items():
-        batches = [
-            sources[split].sample(min(search.batch_size, size - first), generator)
-            for first in range(0, size, search.batch_size)
-        ]
-        noisy, clean = (torch.cat(tensors) for tensors in zip(*batches, strict=True))
-        fixed[split] = FixedPatches(noisy, clean)
-    return fixed
+    drawn: dict[Split, list[tuple[Tensor, Tensor]]] = {"weights": [], "architecture": []}
+    for split, noisy, clean in draw_patches(
+        sources, num_patches=search.num_patches, architecture_share=config.data.architecture_share,
+        batch_size=search.batch_size, generator=generator,
+    ):  # fmt: skip
+        drawn[split].append((noisy, clean))
+    return {split: FixedPatches(*map(torch.cat, zip(*batches, strict=True))) for split, batches in drawn.items()}

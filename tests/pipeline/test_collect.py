@@ -446,6 +446,7 @@ def test_trials_differ_in_what_each_reads(tmp_path: Path) -> None:
     claim_collection(
         tmp_path, tiny().with_settings({"collect.vary": {name: [settings[name]] for name in TRIAL_SETTINGS}})
     )
+    assert (tmp_path / "collection.json").exists()
 
 
 def test_a_budget_that_some_trials_would_not_hold_is_refused_before_any_work(tmp_path: Path) -> None:

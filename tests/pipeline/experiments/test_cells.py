@@ -130,3 +130,4 @@ def test_a_folder_that_an_earlier_version_began_goes_on(tmp_path: Path) -> None:
     identity = {"schema_version": 1, "experiment": "levels", "hash": settings}
     (tmp_path / "experiment.json").write_text(json.dumps(identity))
     claim_experiment(tmp_path, load_experiment("levels"), config)
+    assert read_identity(tmp_path) == identity
