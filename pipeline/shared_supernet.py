@@ -1,8 +1,8 @@
 """One trained supernet per part, shared by a whole collection.
 
-Called by `pipeline.collect` and by the experiment `proxies`. Architectures are scored with its weights, all of them
-with the same, and searches may begin from it. Trained as Guo et al., "Single Path One-Shot Neural Architecture Search",
-arXiv 1904.00420: one random architecture per step, so that no choice is preferred.
+Called by `pipeline.collection_supernets` and the experiment `proxies`. Architectures are scored with its weights, all
+of them with the same, and searches may begin from it. Trained as Guo et al., "Single Path One-Shot Neural Architecture
+Search", arXiv 1904.00420: one random architecture per step, so that no choice is preferred.
 """
 
 import math

@@ -25,7 +25,8 @@ from ops import registry
 from pipeline import cluster
 from pipeline.cli import main
 from pipeline.cluster import ray_session
-from pipeline.collect import claim_collection, collection_hash, missing_jobs, supernet_key
+from pipeline.collect import claim_collection, collection_hash, missing_jobs
+from pipeline.collection_supernets import supernet_key
 from pipeline.collection_tracking import CollectionTracking, run_name
 from pipeline.config import Config, load_config
 from pipeline.plain import dotted
